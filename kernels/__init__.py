@@ -1,0 +1,1 @@
+"""Device kernels, one folder an op (installed as wsegpc_jax.kernels)."""

@@ -1,0 +1,15 @@
+"""Neighbour gather fused with a matrix product: the sparse convolution."""
+
+from wsegpc_jax.kernels.gather_conv.api import (
+  IMPLEMENTATIONS,
+  gather_conv,
+  gather_conv_weight_gradient,
+  symmetric_backward,
+)
+
+__all__ = [
+  "IMPLEMENTATIONS",
+  "gather_conv",
+  "gather_conv_weight_gradient",
+  "symmetric_backward",
+]

@@ -1,0 +1,381 @@
+"""Converts one posed RGB-D capture into a scene of a data set.
+
+  python scripts/prepare_posed_rgbd.py --root /data/rooms --scene kitchen \\
+    --frames capture/kitchen --points capture/kitchen.ply \\
+    --classes classes.txt --tags wall,floor,table,chair \\
+    --every 10 --image_size 240 320 --preview kitchen.png
+
+--frames is a folder with color/<id>.jpg (or .png), depth/<id>.png (16 bits,
+along the optical axis, 0 = not measured; the view of the colour image in any
+resolution) and pose/<id>.txt (4x4, camera-to-world, camera looking along +z, x
+right, y down), or one folder with <id>.jpg, <id>.png and <id>.txt. Frames
+without a depth image or with a lost pose are dropped.
+
+--points is a .ply or .npz file, or a .bin file of float32 x y z r g b (as
+mmdetection3d has them), in metres, in the world of the poses. Without it the
+depth images are fused into a cloud. z must point up, and training drops walls
+best when they are parallel to x and y: --axis_align turns points and poses.
+
+Run it again for the next scene: the data set grows by one scene each time.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from wsegpc_jax.data.assets import (
+  open_dataset,
+  read_json,
+  write_dataset,
+  write_scene,
+)
+from wsegpc_jax.data.links import link_points
+from wsegpc_jax.files import atomic_write
+from wsegpc_jax.interop import scannet
+from wsegpc_jax.interop.capture import (
+  find_frames,
+  fuse,
+  load_posed,
+  read_axis_align,
+  read_camera,
+  read_info,
+  read_points,
+  read_text,
+  thin_out,
+)
+from wsegpc_jax.regions.image_regions import image_regions
+from wsegpc_jax.regions.normals import estimate_normals
+from wsegpc_jax.regions.planes import structural_planes
+from wsegpc_jax.regions.superpoints import plane_aware_superpoints
+from wsegpc_jax.types import IGNORE_LABEL, DataError, Frame, Scene
+
+_LINK_TOLERANCE = 0.05  # metres, for the summary and the preview
+_FEW_LINKED = 0.3  # share of the points below which something must be wrong
+_REGION_SIZE = 200 / (240 * 320)  # smallest region, share of the image
+
+
+def main(argv: list[str] | None = None) -> str:
+  """Converts a capture; returns the line that sums it up."""
+  args = parse_args(argv)
+  root = Path(args.root)
+  classes = read_classes(args.classes)
+  check_is_new(root, args.scene, classes)
+  if args.preview:
+    Path(args.preview).parent.mkdir(parents=True, exist_ok=True)
+  align = read_axis_align(args.axis_align, args.scene)
+  size = args.intrinsics_size
+  camera = read_camera(
+    Path(args.frames), path=args.intrinsics, size=size and (size[1], size[0]),
+    depth_scale=args.depth_scale,
+  )  # fmt: skip
+  found = find_frames(Path(args.frames), align)
+  kept, dropped = thin_out(found, args.every)
+
+  if args.points:
+    cloud = read_points(args.points, align)
+  else:
+    cloud = fuse(
+      thin_out(found, args.fuse_every)[0], camera,
+      voxel=args.fuse_voxel, max_depth=args.fuse_max_depth,
+    )  # fmt: skip
+  coord, color = cloud["coord"], cloud["color"]
+  label, tags = read_tags(args, classes, cloud)
+
+  print(f"{len(coord)} points; normals and superpoints ...", flush=True)
+  normal = cloud["normal"]
+  if normal is None:
+    centers = np.array([s.pose[:3, 3] for s in kept])
+    normal = estimate_normals(coord, viewpoints=centers)
+  planes = structural_planes(coord, normal)
+  superpoint = plane_aware_superpoints(coord, color, normal, planes=planes)
+
+  scene = Scene(
+    name=args.scene, coord=coord, color=color, normal=normal, tags=tags,
+    label=label, superpoint=superpoint,
+  )  # fmt: skip
+  counts, linked = [], np.zeros(len(coord), bool)
+  chosen = {kept[i].name for i in (0, len(kept) // 2, -1)}
+  panels = []
+
+  def frames():
+    for source in tqdm(kept, desc="frames", unit="frame"):
+      frame = load_posed(source, camera, args.image_size)
+      h, w = frame.depth.shape
+      region = image_regions(
+        frame.color, frame.depth, min_size=max(int(_REGION_SIZE * h * w), 1)
+      )
+      counts.append(region.max() + 1)
+      frame = dataclasses.replace(frame, region=region)
+      link = link_points(
+        coord, frame.depth, frame.pose, frame.intrinsics,
+        tolerance=_LINK_TOLERANCE,
+      )  # fmt: skip
+      linked[link[:, 0] >= 0] = True
+      if args.preview and frame.name in chosen:
+        panels.append(preview(frame, link, superpoint))
+      yield frame
+
+  write_scene(root, scene, frames(), classes=classes)
+  add_to_dataset(root, args.name or root.name, classes, args.split, args.scene)
+  if panels:
+    with atomic_write(args.preview) as f:
+      Image.fromarray(np.concatenate(panels)).save(f, "PNG")
+  if linked.mean() < _FEW_LINKED:
+    print(
+      f"warning: only {linked.mean():.0%} of the points are seen in a frame;"
+      " are the poses camera-to-world, points and poses in the same world, the"
+      " intrinsics those of --intrinsics_size?",
+      file=sys.stderr,
+    )
+  reasons = ", ".join(f"{n} {why}" for why, n in dropped.items())
+  line = (
+    f"{args.scene}: {len(coord)} points ({linked.mean():.0%} seen in a frame),"
+    f" {len(kept)} frames kept, {sum(dropped.values())} dropped"
+    f"{f' ({reasons})' if reasons else ''}, {superpoint.max() + 1} superpoints,"
+    f" {np.mean(counts):.1f} regions/frame,"
+    f" floor {'found' if 'floor' in planes[1] else 'NOT found'},"
+    f" walls found: {planes[1].count('wall')};"
+    f" tags {', '.join(c for c, t in zip(classes, tags, strict=True) if t)}"
+  )
+  print(line)
+  return line
+
+
+def parse_args(argv):
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add("--root", required=True, help="folder of the data set, made if needed")
+  add("--scene", required=True, help="name of the new scene")
+  add("--frames", required=True, help="folder of the frames, see above")
+  add("--points", help=".ply, .npz or .bin; default: fuse the depth images")
+  add(
+    "--classes",
+    required=True,
+    help="file with one class name a line, or 'scannet20'; the same each time",
+  )
+  weak = parser.add_mutually_exclusive_group(required=True)
+  weak.add_argument("--tags", help="classes in the scene: wall,floor,chair")
+  weak.add_argument(
+    "--tags_pickle",
+    help="mmdetection3d info file with the scene's boxes; wall and floor are"
+    " added, names that are no class are left out",
+  )
+  weak.add_argument(
+    "--labels",
+    help=".npy file, integers [N], class of each point or 255, or 'points' for"
+    " the field label of --points",
+  )
+  add("--split", default="train", choices=("train", "val"))
+  add("--name", help="of the data set; default: name of its folder")
+  add(
+    "--intrinsics",
+    help="file with a 3x3 or 4x4 matrix; default: intrinsic.txt in --frames, or"
+    " intrinsic/intrinsic_color.txt",
+  )
+  add(
+    "--intrinsics_size",
+    nargs=2,
+    type=_count,
+    metavar=("W", "H"),
+    help="resolution they are for; default: that of the colour images",
+  )
+  add(
+    "--depth_scale",
+    type=_length,
+    default=1000.0,
+    help="units of depth a metre (default: %(default)s)",
+  )
+  add(
+    "--axis_align",
+    help="4x4 matrix applied to points and poses: a text file, ScanNet's"
+    " <scene>.txt, or an mmdetection3d info file (.pkl)",
+  )
+  add(
+    "--every",
+    type=_count,
+    default=1,
+    help="keep each k-th frame (default: %(default)s)",
+  )
+  add(
+    "--image_size",
+    nargs=2,
+    type=_count,
+    metavar=("H", "W"),
+    help="size to store; default: that of the colour images",
+  )
+  add(
+    "--fuse_voxel",
+    type=_length,
+    default=0.02,
+    help="metres between fused points (default: %(default)s)",
+  )
+  add(
+    "--fuse_every",
+    type=_count,
+    default=1,
+    help="fuse each k-th frame (default: %(default)s)",
+  )
+  add(
+    "--fuse_max_depth",
+    type=_length,
+    default=4.0,
+    help="metres; depth beyond is not fused (default: %(default)s)",
+  )
+  add("--preview", help=".png file: three frames, the points linked to them")
+  return parser.parse_args(argv)
+
+
+def _count(text):
+  value = int(text)
+  if value < 1:
+    raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+  return value
+
+
+def _length(text):
+  value = float(text)
+  if not 0 < value < float("inf"):
+    raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
+  return value
+
+
+def read_classes(name: str) -> tuple[str, ...]:
+  """Class names of the data set, in order."""
+  if name == "scannet20":
+    return scannet.CLASSES
+  lines = read_text(name).splitlines()
+  classes = tuple(line.strip() for line in lines if line.strip())
+  if not classes or len(set(classes)) < len(classes):
+    raise DataError(f"{name}: expected different class names, one a line")
+  return classes
+
+
+def check_is_new(root: Path, scene: str, classes: tuple[str, ...]) -> None:
+  """Fails before the work is done, not after it."""
+  if (root / scene).exists():
+    raise DataError(
+      f"{root / scene}: exists, expected a new scene; remove it to convert it"
+      " again"
+    )
+  if (root / "dataset.json").exists():
+    dataset = open_dataset(root)
+    if dataset.classes != classes:
+      raise DataError(
+        f"{root / 'dataset.json'}: has the classes"
+        f" {', '.join(dataset.classes)}, --classes gives {', '.join(classes)}"
+      )
+
+
+def add_to_dataset(root, name, classes, split, scene):
+  """Creates dataset.json or adds the scene to one of its splits."""
+  path = root / "dataset.json"
+  if not path.exists():
+    splits = {"train": [], "val": []} | {split: [scene]}
+    write_dataset(root, name=name, classes=classes, splits=splits)
+    return
+  content = read_json(path)
+  content["splits"].setdefault(split, []).append(scene)
+  with atomic_write(path, "w") as f:
+    json.dump(content, f, indent=1)
+  open_dataset(root)
+
+
+def read_tags(args, classes, cloud) -> tuple[np.ndarray | None, np.ndarray]:
+  """Label int32 [N] or None, and tags bool [K]."""
+  if args.labels:
+    own = args.labels == "points"
+    label = cloud["label"] if own else _load_npy(args.labels)
+    n = len(cloud["coord"])
+    if label is None or label.shape != (n,) or label.dtype.kind not in "iu":
+      found = "none" if label is None else f"{label.dtype} {label.shape}"
+      raise DataError(
+        f"{args.labels}: labels: expected integers {(n,)} for as many points,"
+        f" got {found}"
+      )
+    known = label != IGNORE_LABEL
+    if ((label < 0) | (label >= len(classes)))[known].any():
+      raise DataError(
+        f"{args.labels}: labels: expected 0..{len(classes) - 1} or"
+        f" {IGNORE_LABEL}, got {label[known].min()}..{label[known].max()}"
+      )
+    tags = np.isin(np.arange(len(classes)), label[known])
+    return label.astype(np.int32), tags
+  if args.tags_pickle:
+    names = _pickle_tags(args.tags_pickle, args.scene)
+  else:
+    names = [name.strip() for name in args.tags.split(",") if name.strip()]
+  # "shower curtain" and "showercurtain" are one class.
+  known = {_plain(c): i for i, c in enumerate(classes)}
+  unknown = sorted(set(names) - {n for n in names if _plain(n) in known})
+  if unknown and not args.tags_pickle:
+    raise DataError(f"--tags: no class {unknown[0]!r} in {', '.join(classes)}")
+  if unknown:
+    print(f"{args.tags_pickle}: left out, being no class: {', '.join(unknown)}")
+  tags = np.zeros(len(classes), bool)
+  tags[[known[_plain(n)] for n in names if _plain(n) in known]] = True
+  if not tags.any():
+    raise DataError("--tags: expected at least one class")
+  return None, tags
+
+
+def _plain(name):
+  name = re.sub(r"[\s_-]", "", name.lower())
+  # A misspelling in the info files of mmdetection3d.
+  return name.replace("showercurtrain", "showercurtain")
+
+
+def _pickle_tags(path, scene):
+  entry, categories = read_info(path, scene)
+  try:
+    names = {index: name for name, index in categories.items()}
+    found = {names[box["bbox_label_3d"]] for box in entry["instances"]}
+  except (AttributeError, KeyError, TypeError) as e:
+    raise DataError(f"{path}: expected instances with bbox_label_3d") from e
+  # Boxes are drawn around objects only; every room has these two.
+  return sorted(found | {"wall", "floor"})
+
+
+def preview(
+  frame: Frame, link: np.ndarray, superpoint: np.ndarray
+) -> np.ndarray:
+  """uint8 [H, 3 W, 3]: the image, the points linked to it, and its regions.
+
+  Where links are right, the colour of points changes at edges of the image.
+  """
+  palette = _palette()
+  dim = frame.color // 2
+  points = dim.copy()
+  seen = link[:, 0] >= 0
+  points[tuple(link[seen].T)] = palette[superpoint[seen] % len(palette)]
+  regions = dim + palette[frame.region % len(palette)] // 2
+  return np.concatenate([frame.color, points, regions], axis=1)
+
+
+def _palette():
+  """Vivid colours, uint8 [360, 3]: neighbouring numbers differ most."""
+  hue = np.arange(360) * 222.5 / 360  # steps of the golden angle
+  value = np.abs((hue[:, None] + (0, 4 / 6, 2 / 6)) % 1 * 6 - 3) - 1
+  return (255 * np.clip(value, 0, 1)).astype(np.uint8)
+
+
+def _load_npy(path):
+  try:
+    return np.load(path, allow_pickle=False)
+  except (OSError, ValueError, EOFError) as e:
+    raise DataError(f"{path}: expected an intact .npy file ({e})") from e
+
+
+if __name__ == "__main__":
+  try:
+    main()
+  except DataError as error:
+    sys.exit(f"error: {error}")

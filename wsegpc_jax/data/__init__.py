@@ -1,0 +1,1 @@
+"""Scenes on disk, augmentation and batching (numpy, host only)."""

@@ -1,0 +1,114 @@
+"""The default configuration; files in configs/ change what they need.
+
+Every field is documented here once. A locked copy is what the programs read,
+so that a misspelt `--config.field` is refused with a suggestion.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_defaults() -> ConfigDict:
+  """Stage 1 of WSegPC on a data set in the asset layout."""
+  return ConfigDict(
+    dict(
+      # "wsegpc" (stages 1 and 2) or "segmentation" (stage 3, or full labels).
+      method="wsegpc",
+      # "" = the fixed behaviour; "reference" = the released code's faults that
+      # change a loss (see README).
+      compat="",
+      seed=1463,
+      # Of activations: "float32" or "bfloat16"; parameters stay float32.
+      dtype="float32",
+      # "shard_map" or "pmap" over all devices, "vmap" = the slow oracle.
+      parallel="shard_map",
+      # Working directory of the stage before, whose best checkpoint this one
+      # starts from; "" = random weights.
+      init_from="",
+      data=dict(
+        # Folder in the asset layout (docs/assets.md).
+        root="",
+        # How to get the data, shown when the folder is not there.
+        how_to_get="",
+        train_split="train",
+        # Stage 3: folder of <scene>.npz with pred_label; "" = labels of the
+        # data set ("segmentation" only: fully supervised).
+        labels_from="",
+        voxel_size=0.04,  # metres
+        num_views=6,
+        image_size=(240, 320),
+        # Largest difference in depth of a link, metres; 0 = the voxel size.
+        link_tolerance=0.0,
+        drop_probability=0.5,
+        max_rotation=0.5236,  # radians, of the student's view
+        mix3d=0.0,
+        num_pairs=512,
+        # A training scene with more voxels is cropped.
+        max_voxels=200_000,
+        # Ladder of voxel capacities of one device's share.
+        smallest_bucket=20_000,
+        largest_bucket=800_000,
+        bucket_ratio=1.35,
+        threads=2,
+        prefetch=2,
+        # Built-in box rooms are written to `root` if these are above 0.
+        box_rooms=dict(train=0, val=0, seed=0, image_size=(60, 80)),
+      ),
+      model=dict(
+        arch="18A",  # a key of models.minkunet.ARCHITECTURES
+        width=32,  # of the stem; 32 in the papers
+        image_depth=50,  # 18, 34, 50 or 101
+        image_width=64,  # of the first stage; 64 in the papers
+        # Of the convolutions; "" = the best available.
+        implementation="",
+      ),
+      loss=dict(
+        cam_3d=1.0,
+        cam_2d=1.0,
+        cmg_3d=0.05,
+        cmg_2d=0.05,
+        rpc_3d=0.0,
+        rpc_2d=0.0,
+        # Linear warm-ups, steps.
+        cam_warmup=2400,
+        cmg_warmup=2400,
+        rpc_warmup=2400,
+        temperature=0.07,
+        p_cutoff=0.8,
+      ),
+      ema_keep=0.999,
+      train=dict(
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=1e-4,
+        power=0.9,
+        batch_size=4,  # scenes, over all devices
+        epochs=50,
+        loop=4,  # passes over the scenes in an epoch
+        # Stop after this many evaluations without gain; 0 = never.
+        patience=0,
+        # Above 0: train this many steps whatever the epochs say.
+        total_steps=0,
+        # Evaluate every so many steps; 0 = once an epoch, -1 = never.
+        eval_every=0,
+        # Checkpoint every so many steps besides; 0 = only with evaluations.
+        checkpoint_every=500,
+        log_every=20,
+        progress_seconds=5.0,
+      ),
+      eval=dict(
+        split="val",
+        # "teacher" or "student"; stage 3 has a student only.
+        weights="teacher",
+        # Logits of classes that are not tagged are masked out.
+        use_tags=True,
+        # "none", "mean" (over superpoints) or "half" (mean with the own one).
+        superpoints="none",
+        # "best" or "latest", for --mode=eval, label and predict.
+        checkpoint="best",
+        # "scannet" also writes a benchmark submission.
+        export="",
+        # Largest number of scenes, 0 = all.
+        max_scenes=0,
+      ),
+    )
+  )

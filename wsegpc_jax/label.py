@@ -1,0 +1,68 @@
+"""--mode=label: the stage 2 teacher labels the training split."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from wsegpc_jax import evaluate, experiment
+from wsegpc_jax.files import atomic_write
+from wsegpc_jax.metrics import segmentation as metrics
+from wsegpc_jax.types import Scene
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "pseudo_labels"
+_PROTOCOL = (
+  "pseudo-labels of the {weights} network on split {split}; every original "
+  "point; logits of classes absent from the scene's tags masked out; "
+  "probabilities averaged over superpoints"
+)
+
+
+def label(config: ConfigDict, workdir: str) -> evaluate.Scores:
+  """Writes <workdir>/pseudo_labels/<scene>.npz with pred_label uint8 [N].
+
+  The teacher's logits of absent classes are masked, its probabilities averaged
+  over superpoints. Scored against the truth where that is known.
+  """
+  dataset = experiment.open_data(config)
+  classes = dataset.classes
+  split = config.data.train_split
+  names = experiment.split_scenes(dataset, split)
+  names = names[: config.eval.max_scenes or None]
+  variables, host, weights = evaluate.load_variables(config, workdir)
+  steps = experiment.schedule(config, len(names))
+  method = experiment.build_method(config, len(classes), steps)
+  predictor = evaluate.Predictor(config, method, len(classes))
+  folder = Path(workdir) / FOLDER
+  folder.mkdir(parents=True, exist_ok=True)
+
+  def write(scene: Scene, prediction: evaluate.ScenePrediction):
+    labels = prediction.probabilities.argmax(1).astype(np.uint8)
+    with atomic_write(folder / f"{scene.name}.npz") as file:
+      np.savez_compressed(file, pred_label=labels)
+    logger.info("labelled %s: %d points", scene.name, len(labels))
+
+  predictions = evaluate.predict_scenes(
+    predictor,
+    variables,
+    dataset,
+    names,
+    config,
+    use_tags=True,
+    superpoints="mean",
+  )
+  scores = evaluate.score_split(predictions, len(classes), visit=write)
+  evaluate.write_scores(
+    Path(workdir) / "eval" / f"{FOLDER}.json",
+    scores,
+    classes,
+    protocol=_PROTOCOL.format(weights=weights, split=split),
+    step=host["step"],
+  )
+  print(f"{len(names)} scenes labelled in {folder}")
+  if scores.points.points:
+    print(metrics.format_table(scores.points, classes))
+  return scores

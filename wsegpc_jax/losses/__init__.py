@@ -1,0 +1,1 @@
+"""Losses used by more than one method."""

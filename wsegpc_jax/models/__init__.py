@@ -1,0 +1,1 @@
+"""Networks (flax.linen), one file a family."""

@@ -1,0 +1,103 @@
+"""--mode=predict: a segmentation of the user's own scan."""
+
+import colorsys
+import logging
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from wsegpc_jax import evaluate, experiment
+from wsegpc_jax.files import atomic_write
+from wsegpc_jax.interop import ply
+from wsegpc_jax.regions import normals
+from wsegpc_jax.types import DataError, Scene
+
+logger = logging.getLogger(__name__)
+
+
+def palette(num_classes: int) -> np.ndarray:
+  """uint8 [K, 3]: one colour a class, neighbours far apart in hue."""
+  colors = [
+    colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.85, 0.55)[i % 2], 0.9)
+    for i in range(num_classes)
+  ]
+  return np.round(np.asarray(colors) * 255).astype(np.uint8)
+
+
+def predict(
+  config: ConfigDict,
+  workdir: str,
+  *,
+  source: str,
+  target: str,
+  tags: tuple[str, ...] = (),
+) -> np.ndarray:
+  """Segments a scan and writes a labelled, coloured PLY and probabilities.
+
+  Args:
+    config: of the run in workdir.
+    workdir: holds the checkpoint.
+    source: PLY or npz with coordinates in metres, z up, and colours; normals
+      are computed where they are missing.
+    target: PLY to write; <target>.npz gets probabilities float16 [N, K],
+      label uint8 [N] and the class names.
+    tags: classes that may be predicted; () = all.
+
+  Returns:
+    label uint8 [N].
+
+  Raises:
+    DataError: the scan, the checkpoint or a tag is at fault.
+  """
+  if not source or not target:
+    raise DataError("--mode=predict needs --input=scan.ply --output=out.ply")
+  if Path(target).suffix != ".ply":
+    raise DataError(f"--output={target!r}: expected a name that ends in .ply")
+  classes = experiment.open_data(config).classes
+  unknown = [t for t in tags if t not in classes]
+  if unknown:
+    raise DataError(
+      f"--tags: {unknown[0]!r} is not a class; expected some of "
+      f"{', '.join(classes)}"
+    )
+  cloud = ply.read_point_cloud(source)
+  normal = cloud["normal"]
+  if normal is None:
+    logger.info("%s has no normals: estimating them", source)
+    normal = normals.estimate_normals(cloud["coord"])
+  allowed = np.array([not tags or c in tags for c in classes])
+  scene = Scene(
+    name=Path(source).stem,
+    coord=cloud["coord"],
+    color=cloud["color"],
+    normal=normal,
+    tags=allowed,
+  )
+  variables, _, _ = evaluate.load_variables(config, workdir)
+  steps = experiment.schedule(config, 1)
+  method = experiment.build_method(config, len(classes), steps)
+  predictor = evaluate.Predictor(config, method, len(classes))
+  probabilities = predictor(variables, scene, tags=allowed).probabilities
+  label = probabilities.argmax(1).astype(np.uint8)
+  ply.write_point_cloud(
+    target,
+    coord=scene.coord,
+    color=palette(len(classes))[label],
+    normal=normal,
+    label=label,
+  )
+  archive = Path(target).with_suffix(".npz")
+  with atomic_write(archive) as file:
+    np.savez_compressed(
+      file,
+      probabilities=probabilities.astype(np.float16),
+      label=label,
+      classes=np.asarray(classes),
+    )
+  shares = np.bincount(label, minlength=len(classes)) / len(label)
+  for i in np.argsort(-shares):
+    if shares[i]:
+      print(f"{classes[i]:<20}{100 * shares[i]:6.1f} %")
+  print(f"wrote {target} and {archive}")
+  return label

@@ -1,0 +1,1 @@
+"""Superpoints in 3D and regions in 2D, computed without labels."""

@@ -1,0 +1,1 @@
+"""The sparse voxel engine: voxelise, plan, then execute."""

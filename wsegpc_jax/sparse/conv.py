@@ -1,0 +1,230 @@
+"""Sparse convolutions as pure functions of (features, weights, plan).
+
+Forward and backward are gathers and matrix products; nothing is scattered.
+Rows of padding give zero, and their cotangents are ignored by construction:
+no table points to them. Weight layout and tap order: `wsegpc_jax.sparse.plan`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32, PyTree
+
+from wsegpc_jax.kernels import gather_conv as ops
+from wsegpc_jax.kernels.gather_conv import xla
+from wsegpc_jax.sparse import plan as plan_lib
+from wsegpc_jax.sparse.plan import Level, Plan
+
+
+def _no_gradient(tree: PyTree) -> PyTree:
+  """The cotangent of integer arrays."""
+  return jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _symmetric(lookup, implementation, x, weight, rows, tables):
+  return ops.gather_conv(
+    x,
+    rows,
+    weight,
+    tables=tables,
+    lookup=lookup,
+    implementation=implementation,
+  )
+
+
+def _symmetric_forward(lookup, implementation, x, weight, rows, tables):
+  out = _symmetric(lookup, implementation, x, weight, rows, tables)
+  return out, (x, weight, rows, tables)
+
+
+def _symmetric_backward(lookup, implementation, saved, cotangent):
+  x, weight, rows, tables = saved
+  dx, dw = ops.symmetric_backward(
+    x,
+    rows,
+    weight,
+    cotangent,
+    tables=tables,
+    lookup=lookup,
+    implementation=implementation,
+  )
+  return dx, dw.astype(weight.dtype), _no_gradient(rows), _no_gradient(tables)
+
+
+_symmetric.defvjp(_symmetric_forward, _symmetric_backward)
+
+
+def _check_rows(x: Array, rows: int, what: str) -> None:
+  if x.shape[0] != rows:
+    raise ValueError(
+      f"features have {x.shape[0]} rows, the plan's {what} level {rows}"
+    )
+
+
+def submanifold_conv(
+  x: Float[Array, "m c"],
+  weight: Float[Array, "k c d"],
+  neighbors: Int32[Array, "m k"],
+  *,
+  implementation: str | None = None,
+) -> Float[Array, "m d"]:
+  """Submanifold convolution over a stored, symmetric neighbour table.
+
+  Args:
+    x: features of the level's voxels.
+    weight: one matrix a tap.
+    neighbors: `Level.neighbors`, or a `plan.neighbor_table` of any odd size
+      and dilation.
+    implementation: as in `wsegpc_jax.kernels.gather_conv`.
+  """
+  _check_rows(x, neighbors.shape[0], "given")
+  if weight.shape[0] != neighbors.shape[1]:
+    raise ValueError(
+      f"weight has {weight.shape[0]} taps, the table {neighbors.shape[1]}"
+    )
+  return _symmetric(
+    xla.stored_table, implementation, x, weight, neighbors, None
+  )
+
+
+def _stem_table(rows, tables):
+  """The 5^3 neighbourhood of a tile of voxels, from the coarser level."""
+  parent, octant = rows
+  parent_neighbors, children, capacity = tables
+  return plan_lib.neighbors_from_parent(
+    parent,
+    octant,
+    parent_neighbors,
+    children,
+    size=5,
+    capacity=capacity.shape[0],
+  )
+
+
+def stem_conv(
+  x: Float[Array, "m c"],
+  weight: Float[Array, "125 c d"],
+  plan: Plan,
+  *,
+  implementation: str | None = None,
+) -> Float[Array, "m d"]:
+  """The 5^3 submanifold convolution of the finest level.
+
+  Its 125-tap table is looked up tile by tile and never stored.
+
+  Raises:
+    ValueError: the plan has one level only, or shapes do not agree.
+  """
+  if len(plan.levels) < 2:
+    raise ValueError("the 5^3 convolution needs a plan of at least two levels")
+  if weight.shape[0] != 125:
+    raise ValueError(f"weight must have 125 taps, got {weight.shape[0]}")
+  fine, coarse = plan.levels[:2]
+  _check_rows(x, fine.capacity, "finest")
+  # The capacity travels as the length of an array: a table of `lookup` holds
+  # arrays only.
+  tables = (coarse.neighbors, fine.children, fine.coords)
+  return _symmetric(
+    _stem_table,
+    implementation,
+    x,
+    weight,
+    (fine.parent, fine.octant),
+    tables,
+  )
+
+
+def _from_parent(per_octant: Float[Array, "p 8 d"], fine: Level) -> Array:
+  """[M, D]: of each fine voxel, its parent's row of its own octant."""
+  p, _, d = per_octant.shape
+  flat = jnp.pad(per_octant.reshape(p * 8, d), ((0, 1), (0, 0)))
+  # Padding has parent P: beyond the end, clipped to the row of zeros.
+  index = fine.parent * 8 + fine.octant
+  return jnp.take(flat, index, axis=0, mode="clip")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _down(implementation, x, weight, fine):
+  return ops.gather_conv(
+    x, fine.children, weight, implementation=implementation
+  )
+
+
+def _down_forward(implementation, x, weight, fine):
+  return _down(implementation, x, weight, fine), (x, weight, fine)
+
+
+def _per_octant(x: Float[Array, "p c"], weight: Float[Array, "8 c d"]) -> Array:
+  """[P, 8, D]: x @ weight[k] for all k, as one matrix product."""
+  taps, c, d = weight.shape
+  flat = weight.transpose(1, 0, 2).reshape(c, taps * d)
+  return (x @ flat).reshape(-1, taps, d)
+
+
+def _down_backward(implementation, saved, cotangent):
+  x, weight, fine = saved
+  # Each fine voxel has one parent and one octant, so the transpose of the
+  # strided convolution is a gather, too.
+  dx = _from_parent(_per_octant(cotangent, weight.transpose(0, 2, 1)), fine)
+  dw = ops.gather_conv_weight_gradient(
+    x, fine.children, cotangent, taps=8, implementation=implementation
+  )
+  return dx, dw.astype(weight.dtype), _no_gradient(fine)
+
+
+_down.defvjp(_down_forward, _down_backward)
+
+
+def strided_conv(
+  x: Float[Array, "m c"],
+  weight: Float[Array, "8 c d"],
+  fine: Level,
+  *,
+  implementation: str | None = None,
+) -> Float[Array, "p d"]:
+  """2^3 convolution with stride 2, from a level to the next coarser one."""
+  _check_rows(x, fine.capacity, "fine")
+  return _down(implementation, x, weight, fine)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _up(implementation, x, weight, fine):
+  return _from_parent(_per_octant(x, weight), fine)
+
+
+def _up_forward(implementation, x, weight, fine):
+  return _up(implementation, x, weight, fine), (x, weight, fine)
+
+
+def _up_backward(implementation, saved, cotangent):
+  x, weight, fine = saved
+  dx = ops.gather_conv(
+    cotangent,
+    fine.children,
+    weight.transpose(0, 2, 1),
+    implementation=implementation,
+  )
+  # dW[k] = sum over parents of x^T cotangent[child k].
+  dw = ops.gather_conv_weight_gradient(
+    cotangent, fine.children, x, taps=8, implementation=implementation
+  )
+  dw = dw.transpose(0, 2, 1).astype(weight.dtype)
+  return dx, dw, _no_gradient(fine)
+
+
+_up.defvjp(_up_forward, _up_backward)
+
+
+def transposed_conv(
+  x: Float[Array, "p c"],
+  weight: Float[Array, "8 c d"],
+  fine: Level,
+  *,
+  implementation: str | None = None,
+) -> Float[Array, "m d"]:
+  """2^3 transposed convolution with stride 2, back to the finer level."""
+  _check_rows(x, fine.children.shape[0], "coarse")
+  return _up(implementation, x, weight, fine)

@@ -1,0 +1,112 @@
+"""Pooling between the levels of a plan, and over the voxels of a scene."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32
+
+from wsegpc_jax.sparse.plan import Level
+
+
+def _pad(x: Array, value: float) -> Array:
+  return jnp.pad(x, ((0, 1), (0, 0)), constant_values=value)
+
+
+def _children(x: Array, fine: Level, value: float) -> Array:
+  """[P, 8, C]: features of each coarse voxel's children, `value` if none."""
+  return jnp.take(_pad(x, value), fine.children, axis=0, mode="clip")
+
+
+def _to_children(y: Array, fine: Level) -> Array:
+  """[M, C]: of each fine voxel, the row of its parent."""
+  return jnp.take(_pad(y, 0), fine.parent, axis=0, mode="clip")
+
+
+def _float0(fine: Level) -> Level:
+  return jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), fine)
+
+
+@jax.custom_vjp
+def sum_pool(x: Float[Array, "m c"], fine: Level) -> Float[Array, "p c"]:
+  """Sum over the up to eight children of every coarse voxel."""
+  return _children(x, fine, 0).sum(1)
+
+
+sum_pool.defvjp(
+  lambda x, fine: (sum_pool(x, fine), fine),
+  lambda fine, g: (_to_children(g, fine), _float0(fine)),
+)
+
+
+def mean_pool(x: Float[Array, "m c"], fine: Level) -> Float[Array, "p c"]:
+  """Mean over the children of every coarse voxel; zero for padding."""
+  number = (fine.children < fine.capacity).sum(1, keepdims=True)
+  return sum_pool(x, fine) / jnp.maximum(number, 1).astype(x.dtype)
+
+
+@jax.custom_vjp
+def max_pool(x: Float[Array, "m c"], fine: Level) -> Float[Array, "p c"]:
+  """Maximum over the children of every coarse voxel; zero for padding.
+
+  Where several children share the maximum, they share its gradient equally.
+  """
+  out = _children(x, fine, -jnp.inf).max(1)
+  return jnp.where(jnp.isneginf(out), 0, out)
+
+
+def _max_forward(x, fine):
+  out = max_pool(x, fine)
+  return out, (x, out, fine)
+
+
+def _max_backward(saved, g):
+  x, out, fine = saved
+  hit = _children(x, fine, jnp.nan) == out[:, None]
+  share = g / jnp.maximum(hit.sum(1), 1).astype(g.dtype)
+  own = x == _to_children(out, fine)
+  return jnp.where(own, _to_children(share, fine), 0), _float0(fine)
+
+
+max_pool.defvjp(_max_forward, _max_backward)
+
+
+@functools.partial(jax.jit, static_argnames="num_scenes")
+def scene_mean(
+  x: Float[Array, "m c"],
+  scene: Int32[Array, " m"],
+  valid: Bool[Array, " m"],
+  *,
+  num_scenes: int,
+) -> Float[Array, "b c"]:
+  """Mean over the valid voxels of each scene; zero for an empty scene.
+
+  A matrix product, not a scatter: deterministic, and cheap for few scenes.
+  """
+  member = (scene[None] == jnp.arange(num_scenes)[:, None]) & valid
+  x = jnp.where(valid[:, None], x, 0)
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  total = jnp.matmul(member.astype(x.dtype), x, preferred_element_type=dtype)
+  number = member.sum(1, dtype=jnp.int32)[:, None]
+  return total / jnp.maximum(number, 1).astype(dtype)
+
+
+def segment_mean(
+  x: Float[Array, "m c"],
+  segment: Int32[Array, " m"],
+  *,
+  num_segments: int,
+) -> tuple[Float[Array, "s c"], Int32[Array, " s"]]:
+  """Mean over each segment, and how many rows it has.
+
+  Args:
+    x: rows to average.
+    segment: segment of each row; rows outside 0 .. num_segments - 1 belong
+      to none.
+    num_segments: number of segments, static.
+  """
+  total = jax.ops.segment_sum(x, segment, num_segments=num_segments)
+  ones = jnp.ones(segment.shape, jnp.int32)
+  number = jax.ops.segment_sum(ones, segment, num_segments=num_segments)
+  return total / jnp.maximum(number, 1).astype(x.dtype)[:, None], number

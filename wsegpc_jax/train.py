@@ -1,0 +1,349 @@
+"""--mode=train: the training program, top to bottom, for every method."""
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from wsegpc_jax import (
+  checkpoints,
+  evaluate,
+  experiment,
+  parallel,
+  schedules,
+  writers,
+)
+from wsegpc_jax.data import batching, pipeline, samples
+from wsegpc_jax.metrics import segmentation as metrics
+from wsegpc_jax.types import DataError, TrainState
+
+logger = logging.getLogger(__name__)
+
+# Fields that may change when a run goes on in its working directory.
+_MAY_CHANGE = (
+  "data.root",
+  "data.threads",
+  "data.prefetch",
+  "data.how_to_get",
+  "eval",
+  "parallel",
+  "model.implementation",
+  "train.log_every",
+  "train.progress_seconds",
+  "train.checkpoint_every",
+)
+
+
+@dataclasses.dataclass
+class Record:
+  """What a resumed run needs besides the state; kept as JSON beside it.
+
+  Attributes:
+    step: steps done; also the position of the data iterator.
+    best_miou: best 3D mIoU so far, at first that of the stage before.
+    without_gain: evaluations since.
+    stopped: the run ended early.
+  """
+
+  step: int = 0
+  best_miou: float = 0.0
+  without_gain: int = 0
+  stopped: bool = False
+
+
+def train(config: ConfigDict, workdir: str) -> TrainState:
+  """Trains until the last step or the early stop; resumes what was begun.
+
+  Raises:
+    DataError: the config, the data or the working directory is at fault.
+    FloatingPointError: a loss is not finite.
+  """
+  is_writer = jax.process_index() == 0
+  resolved = json.loads(config.to_json())
+  writers.check_same_config(workdir, resolved, ignore=_MAY_CHANGE)
+  dataset = experiment.open_data(config)
+  scenes = experiment.split_scenes(dataset, config.data.train_split)
+  steps = experiment.schedule(config, len(scenes))
+  method = experiment.build_method(config, len(dataset.classes), steps)
+  mesh = parallel.device_mesh()
+  if is_writer:
+    writers.save_run_info(workdir, resolved, config.method)
+
+  slots = -(-config.train.batch_size // mesh.size)
+  layout = experiment.layout(config, slots=slots)
+  source = experiment.label_source(config, dataset)
+  settings = experiment.sample_settings(config)
+
+  def make_sample(name, rng):
+    return samples.training_sample(
+      dataset, name, rng, settings, labels=source, others=scenes
+    )
+
+  state = _initial_state(config, method, layout, len(dataset.classes))
+  record = Record()
+  with checkpoints.Checkpoints(workdir) as saved:
+    if saved.latest_step() is not None:
+      state, host = saved.restore(state)
+      record = Record(**host)
+      logger.info("resumed at step %d of %d", record.step, steps.total_steps)
+    elif config.init_from:
+      state, record = start_from(config.init_from, state)
+    if record.step >= steps.total_steps or record.stopped:
+      logger.info("nothing to do: the run ended at step %d", record.step)
+      return state
+
+    state = parallel.replicate(state, mesh)
+    step_fn = parallel.data_parallel(
+      method.train_step, runner=config.parallel, mesh=mesh
+    )
+    predictor = evaluate.Predictor(config, method, len(dataset.classes))
+    own_devices = [
+      i for i, d in enumerate(mesh.devices.flat) if d in jax.local_devices()
+    ]
+    batches = pipeline.training_steps(
+      make_sample,
+      scenes,
+      batch_size=config.train.batch_size,
+      positions=pipeline.device_positions(
+        config.train.batch_size, num_devices=mesh.size, devices=own_devices
+      ),
+      first_step=record.step,
+      total_steps=steps.total_steps,
+      seed=config.seed,
+      threads=config.data.threads,
+      prefetch=config.data.prefetch,
+    )
+    with _Log(config, workdir, steps, record.step, active=is_writer) as log:
+      while record.step < steps.total_steps and not record.stopped:
+        began = time.monotonic()
+        shares = next(batches)
+        waited = time.monotonic() - began
+        batch = make_batch(shares, layout, dataset, mesh, config)
+        state, step_metrics = step_fn(state, batch)
+        record.step += 1
+        log.step(record.step, step_metrics, waited)
+
+        scored = None
+        if _due(record.step, steps.eval_every, steps.total_steps):
+          scored = _evaluate(
+            config, workdir, predictor, dataset, state, record.step
+          )
+          _update_best(record, scored, config.train.patience)
+          log.scores(record.step, scored)
+        every = config.train.checkpoint_every
+        if (
+          scored
+          or record.stopped
+          or _due(record.step, every, steps.total_steps)
+          or record.step == steps.total_steps
+        ):
+          log.flush()
+          if is_writer:
+            saved.save(
+              record.step,
+              _host_copy(state),
+              host=dataclasses.asdict(record),
+              metrics=scored,
+            )
+  return state
+
+
+def make_batch(shares, layout, dataset, mesh, config):
+  """One padded, global batch out of this process's samples."""
+  bucket = max(batching.choose_bucket(share, layout) for share in shares)
+  bucket = parallel.agree_on_max(bucket)
+  batches = [
+    batching.collate(
+      share,
+      layout,
+      bucket,
+      num_classes=len(dataset.classes),
+      teacher=config.method == "wsegpc",
+    )
+    for share in shares
+  ]
+  return parallel.to_devices(
+    batching.stack(batches), mesh, runner=config.parallel
+  )
+
+
+def start_from(workdir: str, state: TrainState) -> tuple[TrainState, Record]:
+  """The next stage's first state: student, teacher and best mIoU carry over.
+
+  Raises:
+    DataError: no such run, or it is of another network.
+  """
+  teacher = state.ema_params is not None
+  keys = ("params", "batch_stats") + (
+    ("ema_params", "ema_batch_stats") if teacher else ()
+  )
+  loaded, host = checkpoints.restore_partial(workdir, keys=keys)
+  state = state.replace(
+    **{k: _fit(loaded[k], getattr(state, k), f"{workdir}: {k}") for k in keys}
+  )
+  logger.info("initialised from step %d of %s", host["step"], workdir)
+  return state, Record(best_miou=host["best_miou"])
+
+
+def _fit(loaded: Any, expected: Any, where: str) -> Any:
+  """Loaded arrays in the structure expected, or one clear error."""
+  if not isinstance(expected, dict):
+    if np.shape(loaded) != np.shape(expected):
+      raise DataError(
+        f"{where} has shape {list(np.shape(loaded))}, this config's network "
+        f"{list(np.shape(expected))}"
+      )
+    return loaded
+  differing = sorted(set(loaded) ^ set(expected))
+  if differing:
+    lacks = "lacks" if differing[0] in expected else "has the unexpected"
+    raise DataError(f"{where} {lacks} {differing[0]!r}: another network")
+  return {k: _fit(loaded[k], v, f"{where}/{k}") for k, v in expected.items()}
+
+
+def _initial_state(config, method, layout, num_classes) -> TrainState:
+  """Random variables; shapes depend on the method, not on the data."""
+  batch = batching.collate(
+    [], layout, 0, num_classes=num_classes, teacher=config.method == "wsegpc"
+  )
+  return jax.device_get(method.init(config.seed, batch))
+
+
+def _due(step: int, every: int, total: int) -> bool:
+  return every > 0 and (step % every == 0 or step == total)
+
+
+def _host_copy(state: TrainState) -> TrainState:
+  return jax.tree.map(lambda a: np.asarray(a.addressable_data(0)), state)
+
+
+def _evaluate(config, workdir, predictor, dataset, state, step):
+  """Scores the network whose checkpoint is to be kept, {metric: value}."""
+  local = jax.tree.map(lambda a: a.addressable_data(0), state)
+  teacher = state.ema_params is not None
+  variables = {
+    "params": local.ema_params if teacher else local.params,
+    "batch_stats": local.ema_batch_stats if teacher else local.batch_stats,
+  }
+  split = config.eval.split
+  names = experiment.split_scenes(dataset, split)
+  names = names[: config.eval.max_scenes or None]
+  own = names[jax.process_index() :: jax.process_count()]
+  scores = evaluate.score_split(
+    evaluate.predict_scenes(
+      predictor,
+      variables,
+      dataset,
+      own,
+      config,
+      use_tags=config.eval.use_tags,
+      superpoints=config.eval.superpoints,
+    ),
+    len(dataset.classes),
+  )
+  if jax.process_index() == 0:
+    weights = "teacher" if teacher else "student"
+    evaluate.write_scores(
+      Path(workdir) / "eval" / f"{split}_step_{step:07d}.json",
+      scores,
+      dataset.classes,
+      protocol=evaluate.protocol(config, split=split, weights=weights),
+      step=step,
+    )
+    print(metrics.format_table(scores.points, dataset.classes), flush=True)
+  named = {
+    "miou": scores.points.miou,
+    "macc": scores.points.macc,
+    "allacc": scores.points.allacc,
+  }
+  if scores.pixels is not None:
+    named["miou_2d"] = scores.pixels.miou
+  return {k: 0.0 if math.isnan(v) else float(v) for k, v in named.items()}
+
+
+def _update_best(record: Record, scored: dict, patience: int) -> None:
+  if scored["miou"] > record.best_miou:
+    record.best_miou, record.without_gain = scored["miou"], 0
+  else:
+    record.without_gain += 1
+    record.stopped = 0 < patience <= record.without_gain
+    if record.stopped:
+      logger.info(
+        "stopped early: %d evaluations without gain over mIoU %.4f",
+        record.without_gain,
+        record.best_miou,
+      )
+
+
+class _Log:
+  """Rows of metrics, the progress line, and the stop on a loss that is NaN."""
+
+  def __init__(self, config, workdir, steps, first_step, *, active: bool):
+    self._every = config.train.log_every
+    self._total = steps.total_steps
+    self._scenes = config.train.batch_size
+    self._pending: list[tuple[int, dict]] = []
+    schedule = schedules.polynomial_decay(
+      config.train.lr, steps.total_steps, config.train.power
+    )
+    self._rate = lambda step: float(schedule(step))
+    self._writer = self._progress = None
+    if active:
+      self._writer = writers.Writer(
+        workdir, total_steps=steps.total_steps, resume_step=first_step
+      )
+      self._progress = writers.Progress(
+        steps.total_steps,
+        start=first_step,
+        every_seconds=config.train.progress_seconds,
+      )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    if self._writer is not None:
+      self._progress.close()
+      self._writer.close()
+
+  def step(self, step: int, scalars: dict, waited: float) -> None:
+    self._pending.append((step, scalars))
+    if self._progress is not None:
+      self._progress.update(
+        step,
+        scalars={**scalars, "lr": self._rate(step - 1)},
+        scenes=self._scenes,
+        wait_seconds=waited,
+      )
+    if step % self._every == 0:
+      self.flush()
+
+  def flush(self) -> None:
+    """Fetches the steps since the last time, checks them, writes the last."""
+    if not self._pending:
+      return
+    fetched = jax.device_get([scalars for _, scalars in self._pending])
+    for (step, _), scalars in zip(self._pending, fetched, strict=True):
+      bad = [k for k, v in scalars.items() if not np.isfinite(v)]
+      if bad:
+        raise FloatingPointError(
+          f"step {step}: {', '.join(bad)} is not finite; lower "
+          "config.train.lr, or look at the scenes of this step"
+        )
+    step = self._pending[-1][0]
+    if self._writer is not None:
+      mean = {k: np.mean([s[k] for s in fetched]) for k in fetched[-1]}
+      self._writer.write(step, {**mean, "lr": self._rate(step - 1)})
+    self._pending = []
+
+  def scores(self, step: int, scored: dict) -> None:
+    self.flush()
+    if self._writer is not None:
+      self._writer.write(step, {f"eval/{k}": v for k, v in scored.items()})
