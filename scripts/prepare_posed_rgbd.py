@@ -227,7 +227,7 @@ def parse_args(argv):
   add(
     "--fuse_max_depth",
     type=_length,
-    default=4.0,
+    default=3.0,
     help="metres; depth beyond is not fused (default: %(default)s)",
   )
   add("--preview", help=".png file: three frames, the points linked to them")

@@ -205,14 +205,26 @@ class Checkpoints:
     policy = checkpoint_managers.AnyPreservationPolicy([latest, best])
     if self._root.exists() and not self._root.is_dir():
       raise DataError(f"{self._root} must be a folder, and is a file")
+    alone = None
+    if jax.process_count() > 1:
+      # Each process reads by itself and one writes: no barrier among them.
+      me = jax.process_index()
+      alone = ocp.options.MultiprocessingOptions(
+        primary_host=me,
+        active_processes={me},
+        barrier_sync_key_prefix=f"process{me}",
+      )
+      if self._writable:
+        self._root.mkdir(parents=True, exist_ok=True)
     try:
       return ocp.CheckpointManager(
         self._root,
         options=ocp.CheckpointManagerOptions(
           preservation_policy=policy,
           best_fn=self._score,
-          create=self._writable,
+          create=self._writable and alone is None,
           cleanup_tmp_directories=self._writable,
+          **({} if alone is None else {"multiprocessing_options": alone}),
         ),
       )
     except ValueError as error:

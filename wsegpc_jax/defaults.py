@@ -112,3 +112,47 @@ def get_defaults() -> ConfigDict:
       ),
     )
   )
+
+
+def get_tiny(variant: str = "") -> ConfigDict:
+  """Narrow networks and a short schedule on built-in box rooms.
+
+  Args:
+    variant: "" or "smoke", which takes a few steps only.
+
+  Raises:
+    ValueError: an unknown variant.
+  """
+  config = get_defaults()
+  data, train = config.data, config.train
+  data.root = "data/box_rooms"
+  data.box_rooms.train, data.box_rooms.val = 12, 4
+  data.voxel_size = 0.1
+  data.image_size = data.box_rooms.image_size = (48, 64)
+  data.num_views = 4
+  data.num_pairs = 128
+  data.max_voxels = 5_000
+  # One bucket: one program to compile.
+  data.smallest_bucket = data.largest_bucket = 20_000
+  config.model.arch = "14A"
+  config.model.width = 8
+  config.model.image_depth = 18
+  config.model.image_width = 8
+  config.loss.cam_warmup = config.loss.cmg_warmup = 20
+  config.loss.rpc_warmup = 20
+  config.ema_keep = 0.95
+  train.lr = 0.05
+  train.loop = 10
+  train.epochs = 8
+  train.log_every = 10
+  if variant == "smoke":
+    data.root = "data/box_rooms_smoke"
+    data.box_rooms.train, data.box_rooms.val = 4, 2
+    data.smallest_bucket = data.largest_bucket = 10_000
+    train.batch_size = 2
+    train.total_steps = 6
+    train.eval_every = 3
+    train.log_every = 1
+  elif variant:
+    raise ValueError(f"unknown variant {variant!r}; expected 'smoke'")
+  return config

@@ -16,7 +16,7 @@ from wsegpc_jax.methods.wsegpc import LossWeights, WSegPC
 from wsegpc_jax.models.dilated_resnet import DilatedResNet
 from wsegpc_jax.models.minkunet import ARCHITECTURES, MinkUNet
 from wsegpc_jax.models.two_branch import TwoBranchNet
-from wsegpc_jax.parallel import AXIS
+from wsegpc_jax.parallel import AXIS, RUNNERS
 from wsegpc_jax.types import DataError, Scene
 
 METHODS = ("wsegpc", "segmentation")
@@ -48,6 +48,7 @@ def check_config(config: ConfigDict) -> None:
   expect("method", config.method, METHODS)
   expect("compat", config.compat, ("", "reference"))
   expect("dtype", config.dtype, ("float32", "bfloat16"))
+  expect("parallel", config.parallel, RUNNERS)
   expect("model.arch", config.model.arch, tuple(ARCHITECTURES))
   expect("model.image_depth", config.model.image_depth, (18, 34, 50, 101))
   expect("eval.weights", config.eval.weights, ("teacher", "student"))

@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
 def _parse(argv: list[str]) -> list[str]:
   """Flags, with a config's mistakes reported as flags' are."""
   try:
-    args = app.parse_flags_with_usage(argv)
+    args = flags.FLAGS(argv)
     flags.mark_flags_as_required(["config", "workdir"])
     flags.FLAGS.validate_all_flags()
     return args
@@ -102,8 +102,18 @@ def _parse(argv: list[str]) -> list[str]:
     OSError,
     flags.Error,
   ) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {_in_words(error)}", file=sys.stderr)
     sys.exit(2)
+
+
+def _in_words(error: Exception) -> str:
+  """What went wrong, without the traceback some libraries put in there."""
+  if isinstance(error, KeyError):  # prints its message quoted
+    return f"--config has no field {error.args[0]}".replace("\n", "; ")
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  if any(line.startswith("Traceback") for line in lines):
+    return f"{lines[0]} {lines[-1]}"
+  return " ".join(lines)
 
 
 if __name__ == "__main__":

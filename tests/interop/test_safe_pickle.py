@@ -120,13 +120,13 @@ def test_python_2_strings(load):
 
 def test_shared_and_cyclic_objects(load):
   array = np.arange(3)
-  shared = [array]
-  cycle = [shared, shared, (array, array)]
-  cycle.append(cycle)
+  shared, pair = [array], (array, array)
+  cycle = [shared, shared, pair, pair]
+  cycle.insert(3, cycle)
   loaded = load(pickle.dumps(cycle))
   assert loaded[3] is loaded and loaded[0] is loaded[1]
   assert loaded[0][0] is loaded[2][0] and loaded[2][0] is loaded[2][1]
-  assert type(loaded[0][0]) is np.ndarray
+  assert loaded[2] is loaded[4] and type(loaded[0][0]) is np.ndarray
 
 
 def call(module, name, *arguments):
@@ -199,7 +199,7 @@ def test_hostile_call_of_the_stack_kind_and_by_reduce(load, tmp_path):
     call("builtins", "list", "text"),
     # State set on a function, and a function or a type as the result.
     b"\x80\x02c_codecs\nencode\nN}U\x0c__defaults__(tsb\x86b.",
-    b"\x80\x02c_codecs\nencode\n}b.",
+    b"\x80\x02c_codecs\nencode\n}bX\x01\0\0\0aX\x06\0\0\0latin1\x86R.",
     b"\x80\x02c_codecs\nencode\n.",
     b"\x80\x02cbuiltins\nint\n.",
     b"\x80\x02U\x01xQ.",

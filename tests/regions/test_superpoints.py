@@ -178,7 +178,7 @@ def assert_room(region, label):
 
 @pytest.mark.parametrize(
   "azimuth, tilt, sparse",
-  [(33, 0, None), (80, 3, None), (17, -2, 0.3)],
+  [(33, 0, None), (80, 5, None), (17, -2, 0.3)],
 )
 def test_furnished_room(azimuth, tilt, sparse):
   rng = np.random.default_rng(azimuth)
@@ -236,6 +236,19 @@ def test_low_scan_has_no_walls_on_furniture():
   assert_room(regions_of(coord, color), label)
 
 
+def test_wall_behind_a_long_shelf_is_one_region():
+  """A plane askew through the wall and the shelf has more points than it."""
+  patches = shell(7.9, 4.3, 1.3)
+  patches[2].holes = ((0.17, 0.77, 0.0, 0.92),)
+  patches[4].holes = ((0.23, 0.83, 0.94, 1.0),)
+  patches += box(
+    FURNITURE, (80, 120, 60), (1.82, 4.05, 0), (6.55, 4.3, 1.2), "-x +x -y +z"
+  )
+  rng = np.random.default_rng(133)
+  coord, color, label = scan(patches, rng, spacing=0.04, sparse=0.3)
+  assert_room(regions_of(turned(coord, 40, -2.6), color), label)
+
+
 def test_bent_floor_is_one_region_and_bottom_of_a_tub_is_not():
   patches = shell(6.0, 4.0, 2.4)
   # The floor ends at the front of the tub, whose bottom is 4 cm higher.
@@ -248,7 +261,7 @@ def test_bent_floor_is_one_region_and_bottom_of_a_tub_is_not():
   patches.append(Patch(FURNITURE, (240, 240, 240), corner, *bottom[:2]))
   coord, color, label = scan(patches, np.random.default_rng(5))
   centre = coord[:, :2] - (3.0, 2.0)
-  coord[:, 2] += 0.012 * (centre**2).sum(axis=1)  # 16 cm at the corners
+  coord[:, 2] += 0.02 * (centre**2).sum(axis=1)  # 26 cm at the corners
   assert_room(regions_of(coord, color), label)
 
 
@@ -298,6 +311,20 @@ def test_cloud_without_planes():
   far = np.concatenate([ball, ball + (3, 0, 0)])
   region = regions_of(far, np.concatenate([color, color]))
   assert np.array_equal(region, np.repeat([0, 1], 2000))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_junk_gets_regions_too(seed):
+  rng = np.random.default_rng(seed)
+  coord = rng.normal(size=(3000, 3)) * rng.choice([0, 0.02, 0.3, 3], 3)
+  coord = rng.choice(coord, 3000) if seed % 2 else np.round(coord, 1)
+  normal = rng.normal(size=coord.shape)
+  if seed % 3:
+    normal = np.round(normal) * (1, 1, 2)
+  normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
+  color = rng.integers(0, 256, coord.shape).astype(np.uint8)
+  region = plane_aware_superpoints(coord, color, normal)
+  assert np.array_equal(np.unique(region), np.arange(region.max() + 1))
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5])

@@ -19,7 +19,7 @@ from wsegpc_jax.types import IGNORE_LABEL, Batch, DataError, Images, Pairs, View
 # that is denser at some level moves to the next bucket.
 LEVEL_RATIOS = (1.0, 0.5, 0.2, 0.08, 0.03)
 SUPERPOINT_RATIO = 0.125
-REGION_PIXELS = 64  # an image of H x W pixels has room for H W / 64 regions
+REGION_PIXELS = 16  # an image of H x W pixels has room for H W / 16 regions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +92,7 @@ def choose_bucket(samples: Sequence[Sample], layout: Layout) -> int:
   """
   need = _needs(samples)
   for bucket in range(len(layout.buckets)):
-    room = layout.capacities(bucket)
-    have = {
-      **{f"voxels at stride {2**i}": n for i, n in enumerate(room.levels)},
-      "superpoints": room.superpoints,
-      "image regions": room.regions,
-    }
+    have = _rooms(layout.capacities(bucket))
     if all(need[what] <= have[what] for what in need):
       return bucket
   what = next(what for what in need if need[what] > have[what])
@@ -106,6 +101,14 @@ def choose_bucket(samples: Sequence[Sample], layout: Layout) -> int:
     f"the largest bucket has room for {have[what]}; raise "
     "config.data.largest_bucket"
   )
+
+
+def _rooms(room: Capacities) -> dict[str, int]:
+  return {
+    **{f"voxels at stride {2**i}": n for i, n in enumerate(room.levels)},
+    "superpoints": room.superpoints,
+    "image regions": room.regions,
+  }
 
 
 def _needs(samples) -> dict[str, int]:
@@ -134,8 +137,19 @@ def collate(
   num_classes: int,
   teacher: bool,
 ) -> Batch:
-  """Pads one device's samples (at most B, possibly none) into a Batch."""
+  """Pads one device's samples (at most B, possibly none) into a Batch.
+
+  Raises:
+    ValueError: they do not fit (`choose_bucket` says which bucket does).
+  """
   room = layout.capacities(bucket)
+  have = _rooms(room) | {"scenes": layout.slots}
+  for what, number in (_needs(samples) | {"scenes": len(samples)}).items():
+    if number > have[what]:
+      raise ValueError(
+        f"{number} {what} do not fit into bucket {bucket}, which has room for "
+        f"{have[what]}"
+      )
   rows = room.levels[0]
   batch = Batch(
     student=_collate_view([s.student for s in samples], room.levels),

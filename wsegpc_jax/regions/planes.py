@@ -28,10 +28,10 @@ _TIGHT = 0.02  # metres; so close to a surface, normals no longer tell
 _MAX_RELIEF = 0.2  # metres
 _AGREE_PLANE = np.cos(np.deg2rad(20))  # normals, to find a plane
 _AGREE_POINT = np.cos(np.deg2rad(30))  # normals, to belong to it
-_MAX_TILT = 6.0  # degrees between the up axis and the normal of the floor
 _OUTSIDE = 0.05  # share of the cells that may lie beyond floor or ceiling
 _MIN_CEILING = 1.6  # metres above the floor
 _MIN_SEED = 0.5  # square metres
+_MAX_LEAN = 0.2  # of a wall: cosine between its normal and up
 _MIN_WALL_WIDTH = 1.0  # metres
 _MAX_WALL_NEED = 1.2  # metres; walls are this high or half the room's height
 _SIDES = (0.12, 0.5)  # metres; where to look for things before and behind
@@ -68,12 +68,12 @@ def structural_planes(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
   """Finds floor, ceiling and walls.
 
-  The floor is the largest plane within 6 degrees of level that has next to
-  nothing below it, the ceiling likewise above. Walls are perpendicular to the
-  floor, at least 1 m wide and half as high as the room (or 1.2 m), whatever
-  their direction; parts that lie far apart on one plane belong to one wall.
-  What has something right before and right behind it, as the side of a table
-  has, must reach nearly as high as the room to be a wall.
+  The floor is the largest nearly level plane (some degrees of tilt are fine)
+  that has next to nothing below it, the ceiling likewise above. Walls are
+  perpendicular to the floor, at least 1 m wide and half as high as the room (or
+  1.2 m), whatever their direction; parts that lie far apart on one plane belong
+  to one wall. What has something right before and right behind it, as the side
+  of a table has, must reach nearly as high as the room to be a wall.
 
   Args:
     coord: float [N, 3], metres.
@@ -106,9 +106,10 @@ def structural_planes(
   surfaces = []
   free = np.ones(len(points), bool)
   for kind, plane in (("floor", floor), ("ceiling", ceiling)):
-    if plane is not None:
-      surfaces.append(_grow(kind, points, normals, free, *plane, up))
-      free[surfaces[-1].cells] = False
+    surface = plane and _grow(kind, points, normals, free, *plane, up)
+    if surface:
+      surfaces.append(surface)
+      free[surface.cells] = False
   surfaces += _walls(points, normals, free, up, base)
   kinds = tuple(s.kind for s in surfaces)
   return _assign(coord, normal, surfaces), kinds
@@ -134,26 +135,19 @@ def _checked(coord, normal, up_axis):
 
 def _level_plane(points, normals, up):
   """Largest nearly level plane with next to nothing beyond it, against `up`."""
-  side = _horizontal(up)
-  steps = np.tan(np.deg2rad(np.arange(-_MAX_TILT, _MAX_TILT + 1, 2)))
-  best, best_count = None, _MIN_SEED / _CELL**2
-  for a in steps:
-    for b in steps:
-      direction = up + a * side[0] + b * side[1]
-      direction /= np.linalg.norm(direction)
-      height = points @ direction
-      low = height.min()
-      bins = ((height - low) / _CELL).astype(np.int64)
-      level = np.abs(normals @ direction) > _AGREE_PLANE
-      count = np.bincount(bins[level], minlength=bins.max() + 2)
-      count = count[:-1] + count[1:]
-      beyond = np.concatenate([[0, 0], np.cumsum(np.bincount(bins))])
-      count[beyond[: len(count)] > _OUTSIDE * len(points)] = 0
-      peak = count.argmax()
-      if count[peak] > best_count:
-        best_count = count[peak]
-        best = direction, low + (peak + 1) * _CELL
-  return best and _refine(points, normals, *best)
+  height = points @ up
+  low = height.min()
+  bins = ((height - low) / _CELL).astype(np.int64)
+  level = np.abs(normals @ up) > _AGREE_PLANE
+  count = np.bincount(bins[level], minlength=bins.max() + 2)
+  count = count[:-1] + count[1:]
+  beyond = np.concatenate([[0, 0], np.cumsum(np.bincount(bins))])
+  count[beyond[: len(count)] > _OUTSIDE * len(points)] = 0
+  peak = count.argmax()
+  if count[peak] * _CELL**2 < _MIN_SEED:
+    return None
+  # Of a tilted plane this is a strip, from which the fit finds the rest.
+  return _refine(points, normals, up, low + (peak + 1) * _CELL)
 
 
 def _horizontal(up):
@@ -164,10 +158,19 @@ def _horizontal(up):
 
 
 def _refine(points, normals, normal, offset):
-  """Least-squares plane through the points near it, which it chooses anew."""
-  for tolerance in (0.15, 0.1, 0.07, 0.05, 0.05, 0.05):
-    near = np.abs(points @ normal - offset) < tolerance
-    on = near & (np.abs(normals @ normal) > _AGREE_PLANE)
+  """Least-squares plane through the points near it, which it chooses anew.
+
+  It starts from the mean of the normals and the offset most common with it: the
+  points alone would also fit a plane that cuts askew through a wall and the
+  front of a shelf before it.
+  """
+  on = _near(points, normals, normal, offset, 0.1)
+  if on.any():
+    facing = np.sign(normals[on] @ normal)[:, None] * normals[on]
+    normal = facing.sum(axis=0) / np.linalg.norm(facing.sum(axis=0))
+    offset = _mode(points[on] @ normal)
+  for tolerance in (0.08, 0.06, 0.05, 0.05, 0.03, 0.03):
+    on = _near(points, normals, normal, offset, tolerance)
     if on.sum() < 3:
       break
     _, vector = np.linalg.eigh(np.cov(points[on].T))
@@ -176,8 +179,21 @@ def _refine(points, normals, normal, offset):
   return normal, offset
 
 
+def _near(points, normals, normal, offset, tolerance):
+  near = np.abs(points @ normal - offset) < tolerance
+  return near & (np.abs(normals @ normal) > _AGREE_PLANE)
+
+
+def _mode(values):
+  """Middle of the two neighbouring bins with most of the values."""
+  low = values.min()
+  count = np.bincount(((values - low) / (_CELL / 2)).astype(np.int64))
+  count[:-1] += count[1:]
+  return low + (count.argmax() + 1) * _CELL / 2
+
+
 def _grow(kind, points, normals, free, normal, offset, up):
-  """Follows the surface away from where it is flat."""
+  """Follows the surface away from where it is flat; None if it is nowhere."""
   axes = _horizontal(normal)
   if kind == "wall":
     axes = np.stack(
@@ -187,6 +203,8 @@ def _grow(kind, points, normals, free, normal, offset, up):
   away = points @ normal - offset
   agree = np.abs(normals @ normal) > _AGREE_PLANE
   some = np.flatnonzero(free & agree & (np.abs(away) < _MAX_RELIEF))
+  if not (np.abs(away[some]) < _CELL).any():
+    return None
   away, uv = away[some], points[some] @ axes.T
   origin = uv.min(axis=0) - (_GAP + 1) * _PIXEL
   pixel = ((uv - origin) / _PIXEL).astype(np.int64)
@@ -197,7 +215,9 @@ def _grow(kind, points, normals, free, normal, offset, up):
   for _ in range(sum(shape)):
     relief = _relief(flat[on], away[on], shape)
     before, on = on, np.abs(away - relief.ravel()[flat]) < _STEP
-    if (on == before).all() or not on.any():
+    if not on.any():
+      return None
+    if (on == before).all():
       break
   on = np.flatnonzero(on)
   on = on[_continued(points[some[on]], flat[on], away[on], shape)]
@@ -260,7 +280,7 @@ def _walls(points, normals, free, up, base):
   width = bins.max() + 2
   keys = bins + width * np.arange(len(azimuth))
   votes = np.abs(normals @ directions.T) > _AGREE_PLANE
-  free = free.copy()
+  votes[~free] = False
   walls = []
   while True:
     count = np.bincount(keys[votes], minlength=width * len(azimuth))
@@ -270,17 +290,20 @@ def _walls(points, normals, free, up, base):
     if count[a, b] * _CELL**2 < _MIN_SEED:
       return walls
     spent = votes[:, a] & ((bins[:, a] == b) | (bins[:, a] == b + 1))
+    free = votes.any(axis=1)
     normal, offset = _refine(
       points[free], normals[free], directions[a], low + (b + 1) * _CELL
     )
-    if abs(normal @ up) < 0.2:
-      wall = _grow("wall", points, normals, free, normal, offset, up)
-      wall = _wall_parts(wall, points, up, base, height)
-      if wall is not None:
-        walls.append(wall)
-        free[wall.cells] = False
-        spent[wall.cells] = True
     votes[spent] = False
+    if abs(normal @ up) > _MAX_LEAN:
+      continue
+    surface = _grow("wall", points, normals, free, normal, offset, up)
+    if surface:
+      # Also if it is no wall: half of it would pull another plane askew.
+      votes[surface.cells] = False
+      wall = _wall_parts(surface, points, up, base, height)
+      if wall:
+        walls.append(wall)
 
 
 def _wall_parts(wall, points, up, base, height):

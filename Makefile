@@ -1,0 +1,25 @@
+# Needs Python 3.11, 3.12 or 3.13 with venv, and make.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+
+.PHONY: install test lint clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools wheel
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[test,prepare]"
+	touch $@
+
+test: install
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup
+
+lint: install
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt ruff
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis

@@ -1,0 +1,33 @@
+"""WSegPC stage 1 (CMG) on ScanNet v2, 20 classes.
+
+Duan et al., High-quality Pseudo-labeling for Point Cloud Segmentation with
+Scene-level Annotation, TPAMI 2025 (arXiv 2506.23227), published
+hyper-parameters. Random 3D network; the paper starts the 2D network from ImageNet weights, which
+cannot be read yet: it starts from random weights, too.
+
+    python -m wsegpc_jax.main --config=configs/scannet_cmg.py --workdir=exp/scannet_cmg
+
+Measured result: not run yet.
+"""
+
+from wsegpc_jax import defaults
+
+HOW_TO_GET = """ScanNet v2 needs a signed agreement: http://www.scan-net.org.
+Bring its scans into the asset layout (docs/assets.md); a posed RGB-D capture
+is converted by scripts/prepare_posed_rgbd.py --classes scannet20. Then point
+--config.data.root to it. configs/tiny_cmg.py needs no data."""
+
+
+def get_config():
+  config = defaults.get_defaults()
+  config.data.root = "data/scannet"
+  config.data.how_to_get = HOW_TO_GET
+  config.data.voxel_size = 0.04
+  config.model.arch = "18A"
+  config.model.image_depth = 50
+  config.train.loop = 4
+  config.loss.cam_warmup = config.loss.cmg_warmup = 2400
+  config.train.lr = 0.1
+  config.train.batch_size = 4
+  config.train.epochs = 50
+  return config

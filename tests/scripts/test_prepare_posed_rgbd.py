@@ -1,0 +1,540 @@
+"""A capture of a box room, made here by casting rays, through the script."""
+
+import importlib.util
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsegpc_jax.data.assets import load_frame, load_scene, open_dataset
+from wsegpc_jax.data.links import link_points
+from wsegpc_jax.interop.capture import (
+  find_frames,
+  fuse,
+  read_camera,
+  thin_out,
+)
+from wsegpc_jax.interop.ply import write_point_cloud
+from wsegpc_jax.types import DataError
+
+_SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_posed_rgbd.py"
+_SPEC = importlib.util.spec_from_file_location("prepare_posed_rgbd", _SCRIPT)
+prepare = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(prepare)
+
+ROOM = np.array([4.0, 3.0, 2.4])
+BLOCK = np.array([[1.6, 1.0, 0.0], [2.6, 1.8, 0.8]])  # a table in the middle
+# Of the faces x=0, y=0, z=0 and the opposite ones of the room, and the block.
+COLORS = np.array(
+  [[200, 60, 60], [60, 200, 60], [90, 90, 90], [60, 60, 200], [200, 200, 60],
+   [230, 230, 230], [150, 80, 20]]
+)  # fmt: skip
+SIZE = (48, 64)
+INTRINSICS = np.array([[40.0, 0, 31.5], [0, 40, 23.5], [0, 0, 1]])
+
+
+def cast(pose, size=SIZE, intrinsics=INTRINSICS):
+  """Depth [H, W] in metres and index of the colour [H, W]."""
+  v, u = np.mgrid[: size[0], : size[1]]
+  pixels = np.stack([u, v, np.ones_like(u)], axis=-1).astype(float)
+  ray = pixels @ np.linalg.inv(intrinsics).T @ pose[:3, :3].T
+  origin = pose[:3, 3]
+  with np.errstate(divide="ignore", invalid="ignore"):
+    far = np.where(ray > 0, (ROOM - origin) / ray, -origin / ray)
+    low, high = (BLOCK - origin)[:, None, None] / ray
+  axis = far.argmin(axis=-1)
+  depth = far.min(axis=-1)
+  face = axis + 3 * (np.take_along_axis(ray, axis[..., None], -1)[..., 0] > 0)
+  enter = np.minimum(low, high).max(axis=-1)
+  leave = np.maximum(low, high).min(axis=-1)
+  hit = (0 < enter) & (enter < leave)
+  return np.where(hit, enter, depth), np.where(hit, 6, face)
+
+
+def look(position, target):
+  """Camera-to-world with x right, y down, z forward."""
+  forward = np.subtract(target, position).astype(float)
+  forward /= np.linalg.norm(forward)
+  right = np.cross(forward, [0, 0, 1.0])
+  right /= np.linalg.norm(right)
+  pose = np.eye(4)
+  pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
+  pose[:3, 3] = position
+  return pose
+
+
+def poses():
+  places = [(0.5, 0.5), (3.5, 0.5), (3.5, 2.5), (0.5, 2.5)]
+  some = [look((*p, 1.5), (2, 1.5, 0.6)) for p in places]
+  some += [look((*p, 1.2), (4 - p[0], p[1] + 0.1, 1.1)) for p in places]
+  return some + [look((2.0, 0.4, 1.4), (2, 3, z)) for z in (0.2, 2.3)]
+
+
+def surface(n=9000, seed=0):
+  """Points on what the cameras see and their colours."""
+  rng = np.random.default_rng(seed)
+  coord, color = [], []
+  boxes = [(np.stack([0 * ROOM, ROOM]), range(6)), (BLOCK, [6] * 6)]
+  for (low, high), faces in boxes:
+    size = high - low
+    for side, face in enumerate(faces):
+      axis = side % 3
+      if face == 6 and side == 2:
+        continue
+      area = size.prod() / size[axis]
+      part = low + rng.random((int(area * n / 60), 3)) * size
+      part[:, axis] = (low, high)[side // 3][axis]
+      coord.append(part)
+      color.append(np.tile(COLORS[face], (len(part), 1)))
+  coord, color = np.concatenate(coord), np.concatenate(color)
+  x, y, z = coord.T
+  (x0, y0, _), (x1, y1, _) = BLOCK
+  under = (z == 0) & (x0 < x) & (x < x1) & (y0 < y) & (y < y1)
+  return coord[~under].astype(np.float32), color[~under]
+
+
+def save_frame(folder, name, pose, *, apart=False, depth_size=SIZE):
+  parts = ("color", "depth", "pose") if apart else ("", "", "")
+  color_dir, depth_dir, pose_dir = (folder / p for p in parts)
+  for part in (color_dir, depth_dir, pose_dir):
+    part.mkdir(parents=True, exist_ok=True)
+  _, index = cast(pose)
+  image = Image.fromarray(COLORS[index].astype(np.uint8))
+  if apart:
+    image.save(color_dir / f"{name}.png")
+  else:
+    image.save(color_dir / f"{name}.jpg", quality=98, subsampling=0)
+  h, w = depth_size
+  scale = [
+    w / SIZE[1],
+    h / SIZE[0],
+    (w - 1) / (SIZE[1] - 1),
+    (h - 1) / (SIZE[0] - 1),
+  ]
+  intrinsics = np.eye(3)
+  intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]] = (
+    INTRINSICS[[0, 1, 0, 1], [0, 1, 2, 2]] * scale
+  )
+  depth, _ = cast(pose, depth_size, intrinsics)
+  millimetres = np.rint(1000 * depth).astype(np.uint16)
+  Image.fromarray(millimetres).save(depth_dir / f"{name}.png")
+  np.savetxt(pose_dir / f"{name}.txt", pose)
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory):
+  """One folder, as mmdetection3d has it, and points as .bin."""
+  folder = tmp_path_factory.mktemp("capture")
+  frames = folder / "frames"
+  for i, pose in enumerate(poses()):
+    save_frame(frames, f"{i:05d}", pose)
+  matrix = np.eye(4)
+  matrix[:3, :3] = INTRINSICS
+  np.savetxt(frames / "intrinsic.txt", matrix)
+  coord, color = surface()
+  np.column_stack([coord, color]).astype(np.float32).tofile(folder / "room.bin")
+  (folder / "classes.txt").write_text("wall\nfloor\n\ntable \nceiling\nchair\n")
+  return folder
+
+
+def arguments(capture, root, *more, scene="room"):
+  return [
+    "--root", str(root), "--scene", scene,
+    "--frames", str(capture / "frames"),
+    "--classes", str(capture / "classes.txt"), *map(str, more),
+  ]  # fmt: skip
+
+
+def with_points(capture, root, *more, scene="room"):
+  points = ("--points", capture / "room.bin")
+  return arguments(capture, root, *points, *more, scene=scene)
+
+
+TAGS = ("--tags", "wall,floor,ceiling, table")
+
+
+def assert_links_are_right(root, scene="room", least=0.85):
+  """Linked points have the colour of their pixel, and most are linked."""
+  dataset = open_dataset(root)
+  scene = load_scene(dataset, scene)
+  seen = np.zeros(len(scene.coord), bool)
+  for name in scene.frames:
+    frame = load_frame(dataset, scene.name, name)
+    link = link_points(
+      scene.coord, frame.depth, frame.pose, frame.intrinsics, tolerance=0.04
+    )
+    linked = link[:, 0] >= 0
+    seen |= linked
+    pixel = frame.color[tuple(link[linked].T)].astype(int)
+    off = np.abs(pixel - scene.color[linked]).max(axis=1)
+    assert np.mean(off < 25) > 0.93, name
+  assert seen.mean() > least
+  return scene
+
+
+def test_one_folder_and_bin(capture, tmp_path, capsys):
+  root = tmp_path / "set"
+  frames = tmp_path / "frames"
+  for path in (capture / "frames").iterdir():
+    (frames / path.name).parent.mkdir(exist_ok=True)
+    (frames / path.name).write_bytes(path.read_bytes())
+  np.savetxt(frames / "00003.txt", np.full((4, 4), -np.inf))
+  (frames / "00005.png").unlink()
+  line = prepare.main([
+    "--root", str(root), "--scene", "room", "--frames", str(frames),
+    "--points", str(capture / "room.bin"), *TAGS,
+    "--classes", str(capture / "classes.txt"),
+    "--preview", str(tmp_path / "new" / "preview.png"),
+  ])  # fmt: skip
+  assert "8 frames kept, 2 dropped (" in line
+  assert "1 with a lost pose" in line and "1 without depth" in line
+  assert "floor found, walls found: 4" in line
+  assert line in capsys.readouterr().out
+
+  scene = assert_links_are_right(root, least=0.75)
+  dataset = open_dataset(root)
+  assert dataset.classes == ("wall", "floor", "table", "ceiling", "chair")
+  assert dataset.splits == {"train": ("room",), "val": ()}
+  assert scene.tags.tolist() == [True, True, True, True, False]
+  coord, color = surface()
+  np.testing.assert_array_equal(scene.coord, coord)
+  np.testing.assert_array_equal(scene.color, color)
+  assert scene.frames == tuple(f"{i:05d}" for i in (0, 1, 2, 4, 6, 7, 8, 9))
+  # The normals face the cameras, which are inside.
+  walls = np.all((coord > BLOCK[1] + 0.3) | (coord < 0.01), axis=1)
+  inwards = np.sum(scene.normal * ((2, 1.5, 1.2) - coord), axis=1) > 0
+  assert inwards[walls].mean() > 0.99
+  # The floor is one superpoint and nothing else.
+  floor = coord[:, 2] == 0
+  main = np.bincount(scene.superpoint[floor]).argmax()
+  assert np.mean((scene.superpoint == main) == floor) > 0.98
+  frame = load_frame(dataset, "room", "00004")
+  assert frame.region.min() == 0 and 2 < frame.region.max() < 100
+  np.testing.assert_allclose(frame.pose, poses()[4])
+  preview = Image.open(tmp_path / "new" / "preview.png")
+  assert preview.size == (3 * SIZE[1], 3 * SIZE[0])
+  _, links, _ = np.split(np.asarray(preview).astype(int), 3, axis=1)
+  assert (links.max(axis=-1) == 255).mean() > 0.3  # points are vivid
+  assert sorted(p.name for p in root.iterdir()) == ["dataset.json", "room"]
+
+
+def test_three_folders_other_sizes_and_ply(capture, tmp_path):
+  """ScanNet's export: depth and intrinsics of other resolutions, long names."""
+  folder = tmp_path / "scan"
+  for i, pose in enumerate(poses()):
+    save_frame(folder, str(7 * i), pose, apart=True, depth_size=(24, 32))
+  twice = np.diag([2.0, 2.0, 1.0]) @ INTRINSICS
+  twice[:2, 2] = INTRINSICS[:2, 2] * (127 / 63, 95 / 47)
+  np.savetxt(tmp_path / "k.txt", twice)
+  coord, color = surface()
+  write_point_cloud(tmp_path / "room.ply", coord=coord, color=color)
+  prepare.main([
+    "--root", str(tmp_path / "set"), "--scene", "room", "--frames", str(folder),
+    "--points", str(tmp_path / "room.ply"), "--intrinsics",
+    str(tmp_path / "k.txt"), "--intrinsics_size", "128", "96", *TAGS,
+    "--classes", str(capture / "classes.txt"), "--image_size", "36", "48",
+    "--every", "3", "--split", "val",
+  ])  # fmt: skip
+  scene = assert_links_are_right(tmp_path / "set", least=0.5)
+  assert scene.frames == ("0", "21", "42", "63")
+  dataset = open_dataset(tmp_path / "set")
+  assert dataset.splits == {"train": (), "val": ("room",)}
+  frame = load_frame(dataset, "room", "21")
+  assert frame.color.shape == (36, 48, 3)
+  expected = 30, 30, 31.5 * 47 / 63, 23.5 * 35 / 47
+  np.testing.assert_allclose(frame.intrinsics, expected)
+  depth, _ = cast(poses()[3])
+  near = np.abs(frame.depth[18, 24] - depth[24, 32])
+  assert near < 0.1
+
+
+def test_axis_align_moves_points_poses_and_normals(capture, tmp_path):
+  turn = np.deg2rad(30)
+  align = np.eye(4)
+  align[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+  align[:3, 3] = 1, -2, 0.5
+  text = "colorToDepth = 1 2\naxisAlignment = " + " ".join(
+    map(str, align.ravel())
+  )
+  (tmp_path / "scene.txt").write_text(text + "\nnumDepthFrames = 3\n")
+  coord, color = surface(3000)
+  normal = np.tile([0.6, 0.0, 0.8], (len(coord), 1))
+  np.savez(tmp_path / "room.npz", coord=coord, color=color, normal=normal)
+  root = tmp_path / "set"
+  prepare.main(
+    arguments(
+      capture,
+      root,
+      "--points",
+      tmp_path / "room.npz",
+      *TAGS,
+      "--axis_align",
+      tmp_path / "scene.txt",
+    )  # fmt: skip
+  )
+  scene = assert_links_are_right(root)
+  expected = coord @ align[:3, :3].T + align[:3, 3]
+  np.testing.assert_allclose(scene.coord, expected, atol=1e-5)
+  turned = 0.6 * np.cos(turn), 0.6 * np.sin(turn), 0.8
+  np.testing.assert_allclose(
+    scene.normal, np.tile(turned, (len(coord), 1)), atol=1e-6
+  )
+
+
+def test_fused_depth(capture, tmp_path):
+  root = tmp_path / "set"
+  line = prepare.main(
+    arguments(
+      capture, root, *TAGS, "--fuse_voxel", "0.05", "--fuse_max_depth", "6"
+    )
+  )
+  scene = assert_links_are_right(root)
+  room = np.minimum(np.abs(scene.coord), np.abs(scene.coord - ROOM)).min(axis=1)
+  outside = np.maximum(BLOCK[0] - scene.coord, scene.coord - BLOCK[1])
+  block = np.abs(outside.max(axis=1))
+  off = np.minimum(room, block)
+  # Depth comes in millimetres; voxels at edges hold two surfaces.
+  assert np.mean(off < 0.003) > 0.8 and np.mean(off < 0.03) > 0.97
+  # No two of a voxel.
+  cell = np.floor(scene.coord.astype(np.float64) / 0.05)
+  assert len(np.unique(cell, axis=0)) > 0.97 * len(cell)
+  assert "floor found" in line
+  near = prepare.main(
+    arguments(
+      capture,
+      root,
+      *TAGS,
+      "--fuse_voxel",
+      "0.05",
+      "--fuse_max_depth",
+      "1.5",
+      "--fuse_every",
+      "2",
+      scene="near",
+    )  # fmt: skip
+  )
+  points = [int(x.split(" points")[0].split()[-1]) for x in (line, near)]
+  assert 0 < points[1] < 0.8 * points[0]
+  assert open_dataset(root).splits["train"] == ("room", "near")
+
+
+def test_fusing_averages_noise_away(tmp_path):
+  """24 noisy views of a wall become one sheet, not a crust."""
+  rng = np.random.default_rng(0)
+  frames = tmp_path / "frames"
+  for i in range(24):
+    pose = look((1.0 + 0.02 * i, 1.0, 1.2), (1.2, 3.0, 1.2))
+    save_frame(frames, str(i), pose)
+    path = frames / f"{i}.png"
+    depth = np.asarray(Image.open(path)) + rng.normal(0, 20, SIZE)
+    Image.fromarray(np.rint(depth).astype(np.uint16)).save(path)
+  np.savetxt(frames / "intrinsic.txt", INTRINSICS)
+  sources, _ = thin_out(find_frames(frames, np.eye(4)), 1)
+  coord = fuse(sources, read_camera(frames), voxel=0.04)["coord"]
+  low, high = (0.3, 2.8, 0.6), (1.7, 3.2, 1.9)
+  wall = coord[((low < coord) & (coord < high)).all(axis=1)]
+  assert np.sqrt(np.mean((wall[:, 1] - 3.0) ** 2)) < 0.009
+  sheet = (high[0] - low[0]) * (high[2] - low[2]) / 0.04**2
+  assert 0.8 * sheet < len(wall) < 1.5 * sheet
+
+
+def test_data_set_grows_and_nothing_is_overwritten(capture, tmp_path):
+  root = tmp_path / "set"
+  few = ("--every", "5", "--name", "rooms", *TAGS)
+  prepare.main(with_points(capture, root, *few))
+  path = root / "dataset.json"
+  content = json.loads(path.read_text()) | {"license": "mine"}
+  path.write_text(json.dumps(content))
+  prepare.main(with_points(capture, root, *few, "--split", "val", scene="b"))
+  dataset = open_dataset(root)
+  assert dataset.name == "rooms"
+  assert dataset.splits == {"train": ("room",), "val": ("b",)}
+  assert json.loads(path.read_text())["license"] == "mine"
+
+  before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+  with pytest.raises(DataError, match="room: exists"):
+    prepare.main(with_points(capture, root, *few))
+  other = tmp_path / "other.txt"
+  other.write_text("wall\nfloor\nceiling\ntable\n")
+  with pytest.raises(DataError, match="classes wall, floor, table.*--classes"):
+    prepare.main([
+      *with_points(capture, root, *few, scene="c"), "--classes", str(other)
+    ])  # fmt: skip
+  assert before == {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def info(scene="room", **changes):
+  entry = {
+    "lidar_points": {"lidar_path": f"{scene}.bin"},
+    "instances": [{"bbox_label_3d": i} for i in (3, 17, 13, 3)],
+    "axis_align_matrix": np.eye(4).tolist(),
+  } | changes
+  other = {"lidar_points": {"lidar_path": "other.bin"}, "instances": []}
+  categories = {"table": 3, "chair": 2, "garbagebin": 17, "showercurtrain": 13}
+  return {"metainfo": {"categories": categories}, "data_list": [other, entry]}
+
+
+def test_tags_of_an_info_pickle(capture, tmp_path, capsys):
+  path = tmp_path / "infos.pkl"
+  path.write_bytes(pickle.dumps(info()))
+  few = ("--every", "9", "--tags_pickle", path, "--axis_align", path)
+  argv = with_points(capture, tmp_path / "set", *few)
+  argv[argv.index("--classes") + 1] = "scannet20"
+  prepare.main(argv)
+  assert "left out, being no class: garbagebin" in capsys.readouterr().out
+  dataset = open_dataset(tmp_path / "set")
+  tags = load_scene(dataset, "room").tags
+  names = [dataset.classes[i] for i in np.flatnonzero(tags)]
+  assert names == ["wall", "floor", "table", "shower curtain"]
+
+  for content, message in [
+    (info("elsewhere"), "lists no scene 'room'"),
+    (info(axis_align_matrix=[1.0]), "axis_align: expected 4x4 numbers, got 1"),
+    (info(instances=[{"box": 1}]), "bbox_label_3d"),
+    ([1, 2], "info file of mmdetection3d"),
+    ({"metainfo": Path("/")}, "refused.*pathlib"),
+  ]:
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match=f"infos.pkl: .*{message}"):
+      prepare.main(with_points(capture, tmp_path / "b", *few))
+  assert not (tmp_path / "b").exists()
+
+
+def test_labels(capture, tmp_path):
+  coord, color = surface()
+  label = np.where(coord[:, 2] == 0, 1, 255)
+  label[coord[:, 0] == 0] = 0
+  np.save(tmp_path / "labels.npy", label)
+  few = ("--every", "9", "--labels")
+  prepare.main(
+    with_points(capture, tmp_path / "set", *few, tmp_path / "labels.npy")
+  )
+  scene = load_scene(open_dataset(tmp_path / "set"), "room")
+  np.testing.assert_array_equal(scene.label, label)
+  assert scene.tags.tolist() == [True, True, False, False, False]
+
+  np.savez(tmp_path / "room.npz", coord=coord, color=color, label=label)
+  prepare.main(
+    arguments(
+      capture,
+      tmp_path / "set",
+      "--points",
+      tmp_path / "room.npz",
+      *few,
+      "points",
+      scene="own",
+    )  # fmt: skip
+  )
+  scene = load_scene(open_dataset(tmp_path / "set"), "own")
+  np.testing.assert_array_equal(scene.label, label)
+
+  for bad, message in [
+    (label[1:], r"got int64 \(\d+,\)"),
+    (label / 2, "got float64"),
+    (np.where(label == 1, 5, label), r"expected 0..4 or 255, got 0..5"),
+  ]:
+    np.save(tmp_path / "labels.npy", bad)
+    with pytest.raises(DataError, match=f"labels.npy: .*{message}"):
+      prepare.main(
+        with_points(capture, tmp_path / "b", *few, tmp_path / "labels.npy")
+      )
+  with pytest.raises(DataError, match="points: .*got none"):
+    prepare.main(with_points(capture, tmp_path / "b", *few, "points"))
+
+
+def test_wrong_poses_are_noticed(capture, tmp_path, capsys):
+  frames = tmp_path / "frames"
+  for i, pose in enumerate(poses()[:3]):
+    save_frame(frames, str(i), pose)
+    np.savetxt(frames / f"{i}.txt", np.linalg.inv(pose))
+  np.savetxt(frames / "intrinsic.txt", INTRINSICS)
+  argv = with_points(capture, tmp_path / "set", *TAGS)
+  prepare.main([*argv, "--frames", str(frames)])
+  assert "warning: only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "name, content, message",
+  [
+    ("0.txt", "1 2 3", "0.txt: pose: expected 4x4 numbers, got 3"),
+    ("0.txt", "a " * 16, "0.txt: expected numbers"),
+    ("0.txt", "2 " * 16, "0.txt: pose: expected a rotation"),
+    ("0.jpg", "no image", "0.jpg: expected an intact image"),
+    ("0.png", "no image", "0.png: expected an intact image"),
+    ("0.png", np.zeros(SIZE, np.uint8), "0.png: .*16 bits, got uint8"),
+    (
+      "0.png",
+      np.zeros((48, 48), np.uint16),
+      r"0.png: .*\(48, 48\).*\(48, 64\)",
+    ),
+    ("0.jpeg", "twice", "0.jpg: the frame is also in 0.jpeg"),
+    ("intrinsic.txt", "1 2 3 4", "intrinsic.txt: .*3x3 or 4x4 numbers, got 4"),
+    ("intrinsic.txt", "-1 0 0 0 1 0 0 0 1", "intrinsic.txt: .*fx and fy"),
+    ("intrinsic.txt", "nan 0 0 0 1 0 0 0 1", "intrinsic.txt: .*fx and fy"),
+  ],
+)
+def test_faults_of_frames(capture, tmp_path, name, content, message):
+  frames, root = tmp_path / "frames", tmp_path / "set"
+  save_frame(frames, "0", poses()[0])
+  np.savetxt(frames / "intrinsic.txt", INTRINSICS)
+  if isinstance(content, str):
+    (frames / name).write_text(content)
+  else:
+    Image.fromarray(content).save(frames / name)
+  argv = with_points(capture, root, *TAGS)
+  with pytest.raises(DataError, match=message):
+    prepare.main([*argv, "--frames", str(frames)])
+  assert not root.exists() or not list(root.iterdir())
+
+
+def test_faults_of_other_files(capture, tmp_path):
+  root = tmp_path / "set"
+  bad = tmp_path / "bad.bin"
+  for values, message in [
+    (np.zeros(7), "expected float32 x y z r g b.*got 7 numbers"),
+    (np.zeros(0), "at least one point"),
+    (np.full(6, np.nan), "finite"),
+    (np.full(6, 300), "r g b in 0..255, got colours 300"),
+  ]:
+    values.astype(np.float32).tofile(bad)
+    with pytest.raises(DataError, match=f"bad.bin: .*{message}"):
+      prepare.main(arguments(capture, root, *TAGS, "--points", bad))
+  for more, message in [
+    (("--points", tmp_path / "none.bin", *TAGS), "none.bin: cannot be read"),
+    (("--tags", "wall,lamp"), "no class 'lamp' in wall, floor"),
+    (("--tags", " , "), "at least one class"),
+    ((*TAGS, "--classes", tmp_path / "none"), "none: expected a readable"),
+    ((*TAGS, "--frames", tmp_path / "none"), "none.*: "),
+    ((*TAGS, "--axis_align", capture / "classes.txt"), "expected numbers"),
+    ((*TAGS, "--fuse_max_depth", "0.01"), "no surface nearer than 0.01 m"),
+  ]:
+    with pytest.raises(DataError, match=message):
+      prepare.main(arguments(capture, root, *more))
+  assert not root.exists()
+
+
+@pytest.mark.parametrize(
+  "more",
+  [
+    ("--every", "0"),
+    ("--image_size", "4"),
+    ("--depth_scale", "-1"),
+    ("--labels", "x"),
+  ],
+)
+def test_wrong_options_are_refused(capture, tmp_path, more, capsys):
+  with pytest.raises(SystemExit):
+    prepare.main(arguments(capture, tmp_path, *TAGS, *more))
+  assert more[0] in capsys.readouterr().err
+
+
+def test_help_names_every_layout(capsys):
+  with pytest.raises(SystemExit) as e:
+    prepare.main(["--help"])
+  assert e.value.code == 0
+  text = capsys.readouterr().out
+  for word in ("color/<id>.jpg", "camera-to-world", ".bin", "--tags_pickle"):
+    assert word in text

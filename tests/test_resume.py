@@ -1,0 +1,76 @@
+"""A run that is killed and started again ends where an unbroken one does."""
+
+import json
+
+import numpy as np
+import program_runs
+import pytest
+
+_SMOKE = f"{program_runs.CONFIGS}/tiny_rpc.py:smoke"
+
+
+def _flags(root):
+  return (
+    f"--config.data.root={root}/rooms",
+    "--config.init_from=",
+    "--config.train.total_steps=7",
+    "--config.train.eval_every=4",
+    "--config.train.checkpoint_every=2",
+    "--config.train.progress_seconds=0",
+    "--config.data.threads=1",
+  )
+
+
+def _rows(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [
+    {k: v for k, v in json.loads(line).items() if k != "time"} for line in lines
+  ]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+  root = tmp_path_factory.mktemp("unbroken")
+  done = program_runs.run(_SMOKE, root / "run", *_flags(root))
+  assert done.returncode == 0, done.stderr[-3000:]
+  return root
+
+
+def test_killed_runs_end_bit_identical(unbroken, tmp_path):
+  workdir, flags = tmp_path / "run", _flags(unbroken)
+  # At once, in the middle, and about when a checkpoint is written.
+  for lines in np.random.default_rng(0).permutation([1, 2, 3]):
+    program_runs.run_and_kill(_SMOKE, workdir, *flags, lines=int(lines))
+  done = program_runs.run(_SMOKE, workdir, *flags)
+  assert done.returncode == 0, done.stderr[-3000:]
+
+  expected, actual = (
+    program_runs.leaves(path) for path in (unbroken / "run", workdir)
+  )
+  assert expected["step"] == 7
+  assert actual.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(actual[name], value, err_msg=name)
+  assert _rows(workdir) == _rows(unbroken / "run")
+
+
+def test_a_finished_run_is_left_alone(unbroken):
+  before = (unbroken / "run" / "metrics.jsonl").read_bytes()
+  done = program_runs.run(_SMOKE, unbroken / "run", *_flags(unbroken))
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert "the run ended at step 7" in done.stderr
+  assert (unbroken / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_of_four_devices_goes_on_with_one(unbroken, tmp_path):
+  workdir, flags = tmp_path / "run", _flags(unbroken)
+  program_runs.run_and_kill(_SMOKE, workdir, *flags, lines=5, devices=4)
+  done = program_runs.run(_SMOKE, workdir, *flags)
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert "resumed at step" in done.stderr
+  expected, actual = (
+    program_runs.leaves(path) for path in (unbroken / "run", workdir)
+  )
+  for name, value in expected.items():
+    scale = max(1.0, float(np.abs(value).max(initial=0)))
+    assert np.abs(actual[name] - value).max(initial=0) < 2e-3 * scale, name
