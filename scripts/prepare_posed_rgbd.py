@@ -41,7 +41,6 @@ from wsegpc_jax.files import atomic_write
 from wsegpc_jax.interop import scannet
 from wsegpc_jax.interop.capture import (
   find_frames,
-  fuse,
   load_posed,
   read_axis_align,
   read_camera,
@@ -50,6 +49,7 @@ from wsegpc_jax.interop.capture import (
   read_text,
   thin_out,
 )
+from wsegpc_jax.interop.depth_fusion import fuse
 from wsegpc_jax.regions.image_regions import image_regions
 from wsegpc_jax.regions.normals import estimate_normals
 from wsegpc_jax.regions.planes import structural_planes

@@ -288,7 +288,10 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     protocol=protocol(config, split=split, weights=weights),
     step=host["step"],
   )
-  print(metrics.format_table(scores.points, classes))
+  if scores.points.points:
+    print(metrics.format_table(scores.points, classes))
+  else:
+    print(f"split {split} has no labels: nothing to score")
   return scores
 
 

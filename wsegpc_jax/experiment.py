@@ -1,6 +1,7 @@
 """From a configuration to the pieces that the programs share."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from wsegpc_jax import writers
 from wsegpc_jax.data import assets, batching, pipeline
 from wsegpc_jax.data.samples import SampleSettings
 from wsegpc_jax.methods import common
@@ -19,6 +21,7 @@ from wsegpc_jax.models.two_branch import TwoBranchNet
 from wsegpc_jax.parallel import AXIS, RUNNERS
 from wsegpc_jax.types import DataError, Scene
 
+_CLASSES = "classes.json"
 METHODS = ("wsegpc", "segmentation")
 
 
@@ -102,6 +105,27 @@ def open_data(config: ConfigDict) -> assets.Dataset:
       f"(docs/assets.md).\n{data.how_to_get}".rstrip()
     )
   return assets.open_dataset(data.root)
+
+
+def write_classes(workdir: str, classes: tuple[str, ...]) -> None:
+  """Keeps the class names with the run: predicting needs no data set."""
+  writers.write_json(Path(workdir) / _CLASSES, list(classes))
+
+
+def read_classes(workdir: str) -> tuple[str, ...]:
+  """Class names of the run in a working directory.
+
+  Raises:
+    DataError: it holds none.
+  """
+  path = Path(workdir) / _CLASSES
+  try:
+    return tuple(json.loads(path.read_text(encoding="utf-8")))
+  except (OSError, ValueError) as error:
+    raise DataError(
+      f"{path} cannot be read: expected the working directory of a training "
+      f"run ({error})"
+    ) from error
 
 
 def split_scenes(dataset: assets.Dataset, split: str) -> tuple[str, ...]:

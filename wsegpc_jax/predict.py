@@ -54,7 +54,7 @@ def predict(
     raise DataError("--mode=predict needs --input=scan.ply --output=out.ply")
   if Path(target).suffix != ".ply":
     raise DataError(f"--output={target!r}: expected a name that ends in .ply")
-  classes = experiment.open_data(config).classes
+  classes = experiment.read_classes(workdir)
   unknown = [t for t in tags if t not in classes]
   if unknown:
     raise DataError(

@@ -20,7 +20,7 @@ from wsegpc_jax import (
   schedules,
   writers,
 )
-from wsegpc_jax.data import batching, pipeline, samples
+from wsegpc_jax.data import assets, batching, pipeline, samples
 from wsegpc_jax.metrics import segmentation as metrics
 from wsegpc_jax.types import DataError, TrainState
 
@@ -68,13 +68,14 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
   is_writer = jax.process_index() == 0
   resolved = json.loads(config.to_json())
   writers.check_same_config(workdir, resolved, ignore=_MAY_CHANGE)
-  dataset = experiment.open_data(config)
+  dataset = _open_data(config)
   scenes = experiment.split_scenes(dataset, config.data.train_split)
   steps = experiment.schedule(config, len(scenes))
   method = experiment.build_method(config, len(dataset.classes), steps)
   mesh = parallel.device_mesh()
   if is_writer:
     writers.save_run_info(workdir, resolved, config.method)
+    experiment.write_classes(workdir, dataset.classes)
 
   slots = -(-config.train.batch_size // mesh.size)
   layout = experiment.layout(config, slots=slots)
@@ -132,11 +133,12 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
         scored = None
         if _due(record.step, steps.eval_every, steps.total_steps):
-          scored = _evaluate(
+          scored, labelled = _evaluate(
             config, workdir, predictor, dataset, state, record.step
           )
-          _update_best(record, scored, config.train.patience)
-          log.scores(record.step, scored)
+          if labelled:
+            _update_best(record, scored, config.train.patience)
+            log.scores(record.step, scored)
         every = config.train.checkpoint_every
         if (
           scored
@@ -153,6 +155,18 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
               metrics=scored,
             )
   return state
+
+
+def _open_data(config: ConfigDict) -> assets.Dataset:
+  """Opens the data set; one process alone writes it if it is generated."""
+  if jax.process_index() == 0:
+    dataset = experiment.open_data(config)
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("data set is there")
+    dataset = experiment.open_data(config)
+  return dataset
 
 
 def make_batch(shares, layout, dataset, mesh, config):
@@ -225,7 +239,12 @@ def _host_copy(state: TrainState) -> TrainState:
 
 
 def _evaluate(config, workdir, predictor, dataset, state, step):
-  """Scores the network whose checkpoint is to be kept, {metric: value}."""
+  """Scores the network whose checkpoint is to be kept.
+
+  Returns:
+    {metric: value}, and whether there were labels to score against: without
+    any the mIoU is 0, so that the latest checkpoint counts as the best.
+  """
   local = jax.tree.map(lambda a: a.addressable_data(0), state)
   teacher = state.ema_params is not None
   variables = {
@@ -248,6 +267,9 @@ def _evaluate(config, workdir, predictor, dataset, state, step):
     ),
     len(dataset.classes),
   )
+  if not scores.points.points:
+    logger.info("split %s has no labels: nothing to score", split)
+    return {"miou": 0.0}, False
   if jax.process_index() == 0:
     weights = "teacher" if teacher else "student"
     evaluate.write_scores(
@@ -265,7 +287,8 @@ def _evaluate(config, workdir, predictor, dataset, state, step):
   }
   if scores.pixels is not None:
     named["miou_2d"] = scores.pixels.miou
-  return {k: 0.0 if math.isnan(v) else float(v) for k, v in named.items()}
+  named = {k: 0.0 if math.isnan(v) else float(v) for k, v in named.items()}
+  return named, True
 
 
 def _update_best(record: Record, scored: dict, patience: int) -> None:

@@ -5,7 +5,6 @@ it went. Everything here survives a run that is killed and resumed.
 """
 
 import datetime
-import errno
 import importlib.metadata
 import json
 import math
@@ -21,6 +20,7 @@ from typing import Any, TextIO
 
 from absl import logging
 
+from wsegpc_jax.files import atomic_write, write_error
 from wsegpc_jax.types import DataError
 
 _PACKAGES = (
@@ -96,7 +96,7 @@ class Writer:
       self._file.write(json.dumps(row, allow_nan=False) + "\n")
       self._file.flush()
     except OSError as error:
-      raise _write_error(self._path, error) from error
+      raise write_error(self._path, error) from error
     if self._board is not None:
       for name, value in finite.items():
         if value is not None:
@@ -312,29 +312,8 @@ def _dump(path: pathlib.Path, value: Any) -> str:
 
 
 def _write_text(path: pathlib.Path, text: str) -> None:
-  # With the process in it, so that two processes cannot mix their texts.
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, "w", encoding="utf-8") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except BaseException as error:
-    if path.parent.is_dir():
-      temporary.unlink(missing_ok=True)
-    if isinstance(error, OSError):
-      raise _write_error(path, error) from error
-    raise
-
-
-def _write_error(path: pathlib.Path, error: OSError) -> OSError:
-  reason = error.strerror or str(error)
-  if error.errno == errno.ENOSPC:
-    reason = "the disk is full"
-  # The error number picks the subclass, such as PermissionError.
-  return OSError(error.errno, f"cannot write it: {reason}", str(path))
+  with atomic_write(path, "w") as file:
+    file.write(text)
 
 
 def _write_keeping(path: pathlib.Path, value: Any) -> None:
@@ -349,7 +328,7 @@ def _write_keeping(path: pathlib.Path, value: Any) -> None:
       # A copy, so that at no moment there is no file of this name.
       shutil.copy2(path, path.with_suffix(f".{number}.json"))
     except OSError as error:
-      raise _write_error(path, error) from error
+      raise write_error(path, error) from error
   _write_text(path, text)
 
 

