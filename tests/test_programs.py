@@ -253,28 +253,34 @@ def _spoil(kind, scene):
   "kind",
   ["truncated", "missing", "length", "nan", "label", "empty", "pose"],
 )
-def test_a_damaged_scene_is_one_line(root, tmp_path, kind):
-  from wsegpc_jax import defaults, train
+def test_a_damaged_scene_is_named(root, tmp_path, kind):
+  from wsegpc_jax import defaults, experiment
+  from wsegpc_jax.data import assets, samples
   from wsegpc_jax.types import DataError
 
   rooms = _copy(root, tmp_path, "rooms")
   scene = sorted(p for p in rooms.iterdir() if p.is_dir())[0]
   words = _spoil(kind, scene)
-  config = defaults.get_tiny("smoke")
-  config.data.root = str(rooms)
-  config.data.box_rooms.train = 0
-  if kind == "truncated":  # once as a user sees it
-    error = _fails(
-      _CMG,
-      tmp_path / "w",
-      f"--config.data.root={rooms}",
-      "--config.data.box_rooms.train=0",
+  with pytest.raises(DataError) as raised:
+    samples.training_sample(
+      assets.open_dataset(rooms),
+      scene.name,
+      np.random.default_rng(0),
+      experiment.sample_settings(defaults.get_tiny("smoke")),
     )
-  else:
-    with pytest.raises(DataError) as raised:
-      train.train(config, str(tmp_path / "w"))
-    error = str(raised.value)
-  assert str(scene) in error
-  for word in words:
-    assert word in error
+  for word in (str(scene), *words):
+    assert word in str(raised.value)
+
+
+def test_a_damaged_scene_ends_training_in_one_line(root, tmp_path):
+  rooms = _copy(root, tmp_path, "rooms")
+  scene = sorted(p for p in rooms.iterdir() if p.is_dir())[0]
+  _spoil("truncated", scene)
+  error = _fails(
+    _CMG,
+    tmp_path / "w",
+    f"--config.data.root={rooms}",
+    "--config.data.box_rooms.train=0",
+  )
+  assert str(scene / "coord.npy") in error
   assert not (tmp_path / "w" / "checkpoints").exists()

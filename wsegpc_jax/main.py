@@ -93,6 +93,7 @@ def _parse(argv: list[str]) -> list[str]:
     args = flags.FLAGS(argv)
     flags.mark_flags_as_required(["config", "workdir"])
     flags.FLAGS.validate_all_flags()
+    _ = _CONFIG.value  # raises what went wrong when the file was loaded
     return args
   except (
     AttributeError,

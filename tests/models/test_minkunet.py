@@ -38,7 +38,10 @@ BLOCKS = {
   "10": (2, 3, 4, 23, 2, 2, 2, 2),  # of "101"
 }
 # Compiling is most of the time here, and these programs run once.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
+FAST_COMPILE = {
+  "xla_backend_optimization_level": 0,
+  "xla_cpu_use_fusion_emitters": False,
+}
 
 
 def shape_of_plan(capacities):

@@ -77,6 +77,7 @@ def _gallery() -> dict[str, np.ndarray]:
     "empty": voxels_of([]),
     "one voxel": voxels_of([(0, 5, 2, 7)]),
     "one voxel below zero, in scene 2": voxels_of([(2, -1, -3, -8)]),
+    "one place in four scenes": voxels_of((s, 3, -2, 1) for s in range(4)),
     "random, scene 2 empty": random_voxels(1, 60),
     "full to capacity": random_voxels(2, 80, -3, 3, scenes=(1, 2)),
     "a block without gaps": voxels_of(block),
