@@ -93,7 +93,7 @@ def _parse(argv: list[str]) -> list[str]:
     args = flags.FLAGS(argv)
     flags.mark_flags_as_required(["config", "workdir"])
     flags.FLAGS.validate_all_flags()
-    _ = _CONFIG.value  # raises what went wrong when the file was loaded
+    _ = _CONFIG.value.method  # raises what went wrong in loading the file
     return args
   except (
     AttributeError,
@@ -109,9 +109,11 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _in_words(error: Exception) -> str:
   """What went wrong, without the traceback some libraries put in there."""
-  if isinstance(error, KeyError):  # prints its message quoted
-    return f"--config has no field {error.args[0]}".replace("\n", "; ")
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  text = str(error)
+  if isinstance(error, KeyError | AttributeError):  # a field, quoted twice
+    text = text.replace("\\n", " ").replace("\\'", "").strip("'\"")
+    text = f"unknown field of --config: {text}"
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
   if any(line.startswith("Traceback") for line in lines):
     return f"{lines[0]} {lines[-1]}"
   return " ".join(lines)
