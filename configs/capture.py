@@ -29,7 +29,6 @@ def get_config(stage: str = "cmg"):
   data.voxel_size = 0.06
   data.num_views = 4
   data.image_size = (120, 160)
-  data.max_voxels = 13_000
   data.smallest_bucket = data.largest_bucket = 26_000
   config.model.arch = "14A"
   config.model.width = 16

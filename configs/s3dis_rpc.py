@@ -2,8 +2,9 @@
 
 Duan et al., High-quality Pseudo-labeling for Point Cloud Segmentation with
 Scene-level Annotation, TPAMI 2025 (arXiv 2506.23227), published
-hyper-parameters. Starts from the best checkpoint of stage 1 (--config.init_from). Afterwards
---mode=label writes the pseudo-labels of the training split.
+hyper-parameters. Starts from the best checkpoint of stage 1
+(--config.init_from). Afterwards --mode=label writes the pseudo-labels of the
+training split.
 
     python -m wsegpc_jax.main --config=configs/s3dis_rpc.py --workdir=exp/s3dis_rpc
 
@@ -12,19 +13,13 @@ Measured result: not run yet.
 
 from wsegpc_jax import defaults
 
-HOW_TO_GET = """S3DIS and 2D-3D-S need a signed agreement:
-http://buildingparser.stanford.edu/dataset.html. Bring the rooms into the
-asset layout (docs/assets.md), areas 1, 2, 3, 4 and 6 as split train, area 5 as
-split val; a posed RGB-D capture is converted by
-scripts/prepare_posed_rgbd.py. Then point --config.data.root to it.
-configs/tiny_cmg.py needs no data."""
-
 
 def get_config():
   config = defaults.get_defaults()
   config.data.root = "data/s3dis"
-  config.data.how_to_get = HOW_TO_GET
+  config.data.how_to_get = defaults.S3DIS_HOW_TO_GET
   config.data.voxel_size = 0.04
+  config.data.max_voxels = 200_000
   config.data.image_size = (256, 256)
   config.data.link_tolerance = 0.05
   config.model.arch = "18A"

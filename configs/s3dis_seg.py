@@ -2,7 +2,8 @@
 
 Duan et al., High-quality Pseudo-labeling for Point Cloud Segmentation with
 Scene-level Annotation, TPAMI 2025 (arXiv 2506.23227), published
-hyper-parameters. Reads what --mode=label of stage 2 wrote (--config.data.labels_from).
+hyper-parameters. Reads what --mode=label of stage 2 wrote
+(--config.data.labels_from).
 
     python -m wsegpc_jax.main --config=configs/s3dis_seg.py --workdir=exp/s3dis_seg
 
@@ -11,19 +12,13 @@ Measured result: not run yet.
 
 from wsegpc_jax import defaults
 
-HOW_TO_GET = """S3DIS and 2D-3D-S need a signed agreement:
-http://buildingparser.stanford.edu/dataset.html. Bring the rooms into the
-asset layout (docs/assets.md), areas 1, 2, 3, 4 and 6 as split train, area 5 as
-split val; a posed RGB-D capture is converted by
-scripts/prepare_posed_rgbd.py. Then point --config.data.root to it.
-configs/tiny_cmg.py needs no data."""
-
 
 def get_config():
   config = defaults.get_defaults()
   config.data.root = "data/s3dis"
-  config.data.how_to_get = HOW_TO_GET
+  config.data.how_to_get = defaults.S3DIS_HOW_TO_GET
   config.data.voxel_size = 0.04
+  config.data.max_voxels = 200_000
   config.data.image_size = (256, 256)
   config.data.link_tolerance = 0.05
   config.model.arch = "18A"

@@ -2,8 +2,9 @@
 
 Duan et al., High-quality Pseudo-labeling for Point Cloud Segmentation with
 Scene-level Annotation, TPAMI 2025 (arXiv 2506.23227), published
-hyper-parameters. Starts from the best checkpoint of stage 1 (--config.init_from). Afterwards
---mode=label writes the pseudo-labels of the training split.
+hyper-parameters. Starts from the best checkpoint of stage 1
+(--config.init_from). Afterwards --mode=label writes the pseudo-labels of the
+training split.
 
     python -m wsegpc_jax.main --config=configs/scannet_rpc.py --workdir=exp/scannet_rpc
 
@@ -12,16 +13,11 @@ Measured result: not run yet.
 
 from wsegpc_jax import defaults
 
-HOW_TO_GET = """ScanNet v2 needs a signed agreement: http://www.scan-net.org.
-Bring its scans into the asset layout (docs/assets.md); a posed RGB-D capture
-is converted by scripts/prepare_posed_rgbd.py --classes scannet20. Then point
---config.data.root to it. configs/tiny_cmg.py needs no data."""
-
 
 def get_config():
   config = defaults.get_defaults()
   config.data.root = "data/scannet"
-  config.data.how_to_get = HOW_TO_GET
+  config.data.how_to_get = defaults.SCANNET_HOW_TO_GET
   config.data.voxel_size = 0.04
   config.model.arch = "18A"
   config.model.image_depth = 50

@@ -2,7 +2,8 @@
 
 Duan et al., High-quality Pseudo-labeling for Point Cloud Segmentation with
 Scene-level Annotation, TPAMI 2025 (arXiv 2506.23227), published
-hyper-parameters. Reads what --mode=label of stage 2 wrote (--config.data.labels_from).
+hyper-parameters. Reads what --mode=label of stage 2 wrote
+(--config.data.labels_from).
 
     python -m wsegpc_jax.main --config=configs/scannet_seg.py --workdir=exp/scannet_seg
 
@@ -11,16 +12,11 @@ Measured result: not run yet.
 
 from wsegpc_jax import defaults
 
-HOW_TO_GET = """ScanNet v2 needs a signed agreement: http://www.scan-net.org.
-Bring its scans into the asset layout (docs/assets.md); a posed RGB-D capture
-is converted by scripts/prepare_posed_rgbd.py --classes scannet20. Then point
---config.data.root to it. configs/tiny_cmg.py needs no data."""
-
 
 def get_config():
   config = defaults.get_defaults()
   config.data.root = "data/scannet"
-  config.data.how_to_get = HOW_TO_GET
+  config.data.how_to_get = defaults.SCANNET_HOW_TO_GET
   config.data.voxel_size = 0.04
   config.model.arch = "18A"
   config.model.image_depth = 50

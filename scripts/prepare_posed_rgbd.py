@@ -377,5 +377,5 @@ def _load_npy(path):
 if __name__ == "__main__":
   try:
     main()
-  except DataError as error:
+  except (DataError, ImportError, OSError) as error:
     sys.exit(f"error: {error}")

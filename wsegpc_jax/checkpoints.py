@@ -170,10 +170,6 @@ class Checkpoints:
     leaves = self._read_leaves(step, record["leaves"])
     return _rebuild(abstract_state, leaves), record["host"]
 
-  def restore_best(self, abstract_state: State) -> tuple[State, dict[str, Any]]:
-    """As `restore`, of the best; DataError if none has the metric."""
-    return self.restore(abstract_state, self._need_best())
-
   def wait(self) -> None:
     """Waits for the save under way, if any; OSError if it failed."""
     try:

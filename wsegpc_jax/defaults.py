@@ -6,6 +6,17 @@ so that a misspelt `--config.field` is refused with a suggestion.
 
 from ml_collections import ConfigDict
 
+SCANNET_HOW_TO_GET = """ScanNet v2 needs a signed agreement: http://www.scan-net.org.
+Bring its scans into the asset layout (docs/assets.md); a posed RGB-D capture
+is converted by scripts/prepare_posed_rgbd.py --classes scannet20. Then point
+--config.data.root to it. configs/tiny_cmg.py needs no data."""
+S3DIS_HOW_TO_GET = """S3DIS and 2D-3D-S need a signed agreement:
+http://buildingparser.stanford.edu/dataset.html. Bring the rooms into the
+asset layout (docs/assets.md), areas 1, 2, 3, 4 and 6 as split train, area 5 as
+split val; a posed RGB-D capture is converted by
+scripts/prepare_posed_rgbd.py. Then point --config.data.root to it.
+configs/tiny_cmg.py needs no data."""
+
 
 def get_defaults() -> ConfigDict:
   """Stage 1 of WSegPC on a data set in the asset layout."""
@@ -24,6 +35,8 @@ def get_defaults() -> ConfigDict:
       # Working directory of the stage before, whose best checkpoint this one
       # starts from; "" = random weights.
       init_from="",
+      # Its "best" checkpoint or its "latest".
+      init_checkpoint="best",
       data=dict(
         # Folder in the asset layout (docs/assets.md).
         root="",
@@ -42,8 +55,9 @@ def get_defaults() -> ConfigDict:
         max_rotation=0.5236,  # radians, of the student's view
         mix3d=0.0,
         num_pairs=512,
-        # A training scene with more voxels is cropped.
-        max_voxels=200_000,
+        # A training scene with more voxels is cropped; 0 = only if it would
+        # not fit into the largest bucket.
+        max_voxels=0,
         # Ladder of voxel capacities of one device's share.
         smallest_bucket=20_000,
         largest_bucket=800_000,
@@ -131,7 +145,6 @@ def get_tiny(variant: str = "") -> ConfigDict:
   data.image_size = data.box_rooms.image_size = (48, 64)
   data.num_views = 4
   data.num_pairs = 128
-  data.max_voxels = 5_000
   # One bucket: one program to compile.
   data.smallest_bucket = data.largest_bucket = 20_000
   config.model.arch = "14A"

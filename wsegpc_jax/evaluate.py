@@ -1,6 +1,7 @@
 """Scoring a network on whole scenes, per original point."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from wsegpc_jax import checkpoints, experiment, writers
 from wsegpc_jax.data import assets, batching, parts, samples
 from wsegpc_jax.interop import scannet
 from wsegpc_jax.metrics import segmentation as metrics
-from wsegpc_jax.types import Frame, Scene
+from wsegpc_jax.types import DataError, Frame, Scene
 
 logger = logging.getLogger(__name__)
 
@@ -134,8 +135,9 @@ def average_superpoints(
   if how == "none" or superpoint is None or not (superpoint >= 0).any():
     return probabilities
   inside = superpoint >= 0
-  region, own = superpoint[inside], probabilities[inside]
-  number = np.maximum(np.bincount(region), 1)
+  _, region = np.unique(superpoint[inside], return_inverse=True)
+  own = probabilities[inside]
+  number = np.bincount(region)
   mean = np.stack(
     [np.bincount(region, own[:, k]) for k in range(own.shape[1])], 1
   )
@@ -164,8 +166,10 @@ def predict_scenes(
       frames = samples.load_views(
         dataset, scene, data.num_views, tuple(data.image_size), None
       )
+    # A scene without a single tag says nothing of what is absent.
+    known = use_tags and scene.tags.any()
     prediction = predictor(
-      variables, scene, frames, tags=scene.tags if use_tags else None
+      variables, scene, frames, tags=scene.tags if known else None
     )
     averaged = average_superpoints(
       prediction.probabilities, scene.superpoint, superpoints
@@ -238,8 +242,14 @@ def load_variables(config: ConfigDict, workdir: str) -> tuple[dict, dict, str]:
   """Variables of the workdir's checkpoint, its host record, whose they are.
 
   Raises:
-    DataError: there is no such checkpoint.
+    DataError: there is no such checkpoint, or it is of another config.
   """
+  if jax.process_count() > 1:
+    raise DataError("only --mode=train runs in several processes")
+  resolved = json.loads(config.to_json())
+  writers.check_same_config(
+    workdir, resolved, ignore=experiment.NOT_OF_THE_NETWORK
+  )
   teacher = config.eval.weights == "teacher" and config.method == "wsegpc"
   prefix = "ema_" if teacher else ""
   keys = (f"{prefix}params", f"{prefix}batch_stats")
@@ -258,6 +268,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
   names = experiment.split_scenes(dataset, split)
   names = names[: config.eval.max_scenes or None]
   variables, host, weights = load_variables(config, workdir)
+  experiment.check_same_data(workdir, dataset)
   steps = experiment.schedule(config, len(names))
   method = experiment.build_method(config, len(classes), steps)
   predictor = Predictor(config, method, len(classes))

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from wsegpc_jax import writers
 from wsegpc_jax.data import assets, batching, pipeline
 from wsegpc_jax.data.samples import SampleSettings
+from wsegpc_jax.kernels import gather_conv
 from wsegpc_jax.methods import common
 from wsegpc_jax.methods.segmentation import Segmentation
 from wsegpc_jax.methods.wsegpc import LossWeights, WSegPC
@@ -21,7 +22,33 @@ from wsegpc_jax.models.two_branch import TwoBranchNet
 from wsegpc_jax.parallel import AXIS, RUNNERS
 from wsegpc_jax.types import DataError, Scene
 
-_CLASSES = "classes.json"
+_DATA_RECORD = "data.json"
+# Fields that another program on a run's working directory may see changed.
+NOT_OF_THE_NETWORK = (
+  "eval",
+  "init_checkpoint",
+  "init_from",
+  "loss",
+  "parallel",
+  "seed",
+  "train",
+  "data.box_rooms",
+  "data.bucket_ratio",
+  "data.drop_probability",
+  "data.how_to_get",
+  "data.labels_from",
+  "data.largest_bucket",
+  "data.max_rotation",
+  "data.max_voxels",
+  "data.mix3d",
+  "data.num_pairs",
+  "data.prefetch",
+  "data.root",
+  "data.smallest_bucket",
+  "data.threads",
+  "data.train_split",
+  "model.implementation",
+)
 METHODS = ("wsegpc", "segmentation")
 
 
@@ -58,6 +85,12 @@ def check_config(config: ConfigDict) -> None:
   expect("eval.superpoints", config.eval.superpoints, ("none", "mean", "half"))
   expect("eval.checkpoint", config.eval.checkpoint, ("best", "latest"))
   expect("eval.export", config.eval.export, ("", "scannet"))
+  expect("init_checkpoint", config.init_checkpoint, ("best", "latest"))
+  expect(
+    "model.implementation",
+    config.model.implementation,
+    ("", *gather_conv.IMPLEMENTATIONS),
+  )
   positive = {
     "data.voxel_size": config.data.voxel_size,
     "train.batch_size": config.train.batch_size,
@@ -67,12 +100,46 @@ def check_config(config: ConfigDict) -> None:
     "model.width": config.model.width,
     "model.image_width": config.model.image_width,
     "data.smallest_bucket": config.data.smallest_bucket,
+    "loss.temperature": config.loss.temperature,
+    "train.lr": config.train.lr,
+    "data.image_size": min(config.data.image_size),
+  }
+  not_negative = {
+    **{f"loss.{k}": v for k, v in config.loss.items()},
+    "ema_keep": config.ema_keep,
+    "train.total_steps": config.train.total_steps,
+    "train.checkpoint_every": config.train.checkpoint_every,
+    "train.patience": config.train.patience,
+    "train.power": config.train.power,
+    "train.momentum": config.train.momentum,
+    "train.weight_decay": config.train.weight_decay,
+    "eval.max_scenes": config.eval.max_scenes,
+    "data.max_voxels": config.data.max_voxels,
+    "data.num_pairs": config.data.num_pairs,
+    "data.num_views": config.data.num_views,
+    "data.threads": config.data.threads,
+    "data.link_tolerance": config.data.link_tolerance,
   }
   if config.method == "wsegpc":
     positive["data.num_views"] = config.data.num_views
   for field, value in positive.items():
     if not value > 0:
       raise DataError(f"config.{field}={value!r}; expected a positive number")
+  for field, value in not_negative.items():
+    if not value >= 0:
+      raise DataError(f"config.{field}={value!r}; expected at least 0")
+  for field, value in (
+    ("ema_keep", config.ema_keep),
+    ("data.drop_probability", config.data.drop_probability),
+    ("data.mix3d", config.data.mix3d),
+  ):
+    if not 0 <= value <= 1:
+      raise DataError(f"config.{field}={value!r}; expected 0 to 1")
+  if not config.data.bucket_ratio > 1:
+    raise DataError(
+      f"config.data.bucket_ratio={config.data.bucket_ratio!r}; expected more "
+      "than 1"
+    )
   if config.data.largest_bucket < config.data.smallest_bucket:
     raise DataError(
       f"config.data.largest_bucket={config.data.largest_bucket}; expected at "
@@ -107,9 +174,15 @@ def open_data(config: ConfigDict) -> assets.Dataset:
   return assets.open_dataset(data.root)
 
 
-def write_classes(workdir: str, classes: tuple[str, ...]) -> None:
-  """Keeps the class names with the run: predicting needs no data set."""
-  writers.write_json(Path(workdir) / _CLASSES, list(classes))
+def write_data_record(
+  workdir: str, dataset: assets.Dataset, scenes: tuple[str, ...]
+) -> None:
+  """Keeps with the run what it was trained on.
+
+  Predicting needs no data set then, and one that has changed is noticed.
+  """
+  record = {"classes": list(dataset.classes), "train_scenes": list(scenes)}
+  writers.write_json(Path(workdir) / _DATA_RECORD, record)
 
 
 def read_classes(workdir: str) -> tuple[str, ...]:
@@ -118,9 +191,41 @@ def read_classes(workdir: str) -> tuple[str, ...]:
   Raises:
     DataError: it holds none.
   """
-  path = Path(workdir) / _CLASSES
+  return tuple(_read_data_record(workdir)["classes"])
+
+
+def check_same_data(
+  workdir: str, dataset: assets.Dataset, scenes: tuple[str, ...] | None = None
+) -> None:
+  """Refuses a data set other than the one a run was trained on.
+
+  Args:
+    workdir: of the run.
+    dataset: its classes must be the run's, in their order.
+    scenes: its training scenes; None = not compared.
+
+  Raises:
+    DataError: names what differs.
+  """
+  record = _read_data_record(workdir)
+  where = f"{dataset.root} is not what {workdir} was trained on"
+  if record["classes"] != list(dataset.classes):
+    raise DataError(
+      f"{where}: its classes are {', '.join(dataset.classes)}, the run's "
+      f"{', '.join(record['classes'])}"
+    )
+  if scenes is not None and record["train_scenes"] != list(scenes):
+    differing = sorted(set(record["train_scenes"]) ^ set(scenes))
+    raise DataError(
+      f"{where}: its training scenes differ ({', '.join(differing[:3])}); "
+      "use another working directory"
+    )
+
+
+def _read_data_record(workdir: str) -> dict:
+  path = Path(workdir) / _DATA_RECORD
   try:
-    return tuple(json.loads(path.read_text(encoding="utf-8")))
+    return json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise DataError(
       f"{path} cannot be read: expected the working directory of a training "
@@ -154,9 +259,14 @@ def schedule(config: ConfigDict, num_scenes: int) -> Schedule:
   return Schedule(epoch, total, every)
 
 
-def sample_settings(config: ConfigDict) -> SampleSettings:
-  """How training samples are made."""
+def sample_settings(config: ConfigDict, *, slots: int = 1) -> SampleSettings:
+  """How training samples are made, for `slots` scenes a device.
+
+  No scene gets more voxels than its share of the largest bucket, or, joined to
+  another one, half of it.
+  """
   data, images = config.data, config.method == "wsegpc"
+  share = data.largest_bucket // slots // (2 if data.mix3d else 1)
   return SampleSettings(
     voxel_size=data.voxel_size,
     num_views=data.num_views if images else 0,
@@ -165,7 +275,7 @@ def sample_settings(config: ConfigDict) -> SampleSettings:
     teacher=images,
     drop_probability=data.drop_probability,
     max_rotation=data.max_rotation,
-    max_voxels=data.max_voxels,
+    max_voxels=min(data.max_voxels or share, share),
     mix3d=data.mix3d,
     num_pairs=data.num_pairs,
     compat=config.compat == "reference",
@@ -240,7 +350,15 @@ def label_source(
   Raises:
     DataError: the folder of pseudo-labels is not there.
   """
-  if config.method != "segmentation" or not config.data.labels_from:
+  if config.method != "segmentation":
+    return None
+  if not config.data.labels_from:
+    for name in split_scenes(dataset, config.data.train_split):
+      if not (dataset.root / name / "label.npy").is_file():
+        raise DataError(
+          f"{dataset.root / name / 'label.npy'} not found: without "
+          "config.data.labels_from every training scene needs labels"
+        )
     return None
   folder = Path(config.data.labels_from)
   if not folder.is_dir():
@@ -248,6 +366,12 @@ def label_source(
       f"config.data.labels_from={str(folder)!r} is not a folder; expected "
       "<scene>.npz files with pred_label, as --mode=label of stage 2 writes"
     )
+  for name in split_scenes(dataset, config.data.train_split):
+    if not (folder / f"{name}.npz").is_file():
+      raise DataError(
+        f"{folder / name}.npz not found: expected pseudo-labels of every "
+        "training scene, as --mode=label of stage 2 writes them"
+      )
   return lambda scene: read_labels(folder, scene, len(dataset.classes))
 
 

@@ -31,8 +31,8 @@ def label(config: ConfigDict, workdir: str) -> evaluate.Scores:
   classes = dataset.classes
   split = config.data.train_split
   names = experiment.split_scenes(dataset, split)
-  names = names[: config.eval.max_scenes or None]
   variables, host, weights = evaluate.load_variables(config, workdir)
+  experiment.check_same_data(workdir, dataset, names)
   steps = experiment.schedule(config, len(names))
   method = experiment.build_method(config, len(classes), steps)
   predictor = evaluate.Predictor(config, method, len(classes))

@@ -37,6 +37,10 @@ def _run() -> None:
   # other before jax looks for devices.
   import jax
 
+  from wsegpc_jax.types import DataError
+
+  if _NUM_PROCESSES.value > 1 and not _COORDINATOR.value:
+    raise DataError("--num_processes above 1 needs --coordinator=HOST:PORT")
   if _COORDINATOR.value:
     jax.distributed.initialize(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -51,7 +55,8 @@ def _run() -> None:
   experiment.check_config(config)
   match _MODE.value:
     case "train":
-      train.train(config, workdir)
+      name = config_flags.get_config_filename(flags.FLAGS["config"])
+      train.train(config, workdir, config_name=name)
     case "eval":
       evaluate.evaluate(config, workdir)
     case "label":

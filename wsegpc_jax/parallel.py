@@ -12,6 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from wsegpc_jax.types import DataError
+
 AXIS = "devices"
 RUNNERS = ("pmap", "shard_map", "vmap")
 
@@ -34,15 +36,22 @@ def data_parallel(
 
   Returns:
     f(state, batches) -> (state, metrics); batches have a leading axis of
-    devices (under several processes: a global array, see `to_devices`), and
-    the given state's buffers are consumed.
+    devices (under several processes: a global array, see `to_devices`).
+    Except under pmap, the given state's buffers are consumed.
 
   Raises:
     ValueError: an unknown runner.
+    DataError: one that several processes cannot use.
   """
   if runner not in RUNNERS:
     raise ValueError(
       f"runner={runner!r} is unknown; expected one of {', '.join(RUNNERS)}"
+    )
+
+  if runner != "shard_map" and jax.process_count() > 1:
+    raise DataError(
+      f"config.parallel={runner!r} runs in one process; several processes "
+      "need 'shard_map'"
     )
 
   def per_device(state, batch):

@@ -54,6 +54,12 @@ def predict(
     raise DataError("--mode=predict needs --input=scan.ply --output=out.ply")
   if Path(target).suffix != ".ply":
     raise DataError(f"--output={target!r}: expected a name that ends in .ply")
+  archive = Path(target).with_suffix(".npz")
+  if Path(source).resolve() in (Path(target).resolve(), archive.resolve()):
+    raise DataError(
+      f"--output={target!r} and {str(archive)!r} would overwrite --input="
+      f"{source!r}; give another name"
+    )
   classes = experiment.read_classes(workdir)
   unknown = [t for t in tags if t not in classes]
   if unknown:
@@ -87,7 +93,6 @@ def predict(
     normal=normal,
     label=label,
   )
-  archive = Path(target).with_suffix(".npz")
   with atomic_write(archive) as file:
     np.savez_compressed(
       file,

@@ -32,7 +32,8 @@ _MAY_CHANGE = (
   "data.threads",
   "data.prefetch",
   "data.how_to_get",
-  "eval",
+  "eval.checkpoint",
+  "eval.export",
   "parallel",
   "model.implementation",
   "train.log_every",
@@ -58,8 +59,15 @@ class Record:
   stopped: bool = False
 
 
-def train(config: ConfigDict, workdir: str) -> TrainState:
+def train(
+  config: ConfigDict, workdir: str, *, config_name: str = ""
+) -> TrainState:
   """Trains until the last step or the early stop; resumes what was begun.
+
+  Args:
+    config: see `defaults`.
+    workdir: where everything goes.
+    config_name: file the config came from, for versions.json.
 
   Raises:
     DataError: the config, the data or the working directory is at fault.
@@ -67,20 +75,20 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
   """
   is_writer = jax.process_index() == 0
   resolved = json.loads(config.to_json())
-  writers.check_same_config(workdir, resolved, ignore=_MAY_CHANGE)
+  begun = (Path(workdir) / "checkpoints").is_dir()
+  if begun:
+    writers.check_same_config(workdir, resolved, ignore=_MAY_CHANGE)
   dataset = _open_data(config)
   scenes = experiment.split_scenes(dataset, config.data.train_split)
+  if begun:
+    experiment.check_same_data(workdir, dataset, scenes)
   steps = experiment.schedule(config, len(scenes))
   method = experiment.build_method(config, len(dataset.classes), steps)
   mesh = parallel.device_mesh()
-  if is_writer:
-    writers.save_run_info(workdir, resolved, config.method)
-    experiment.write_classes(workdir, dataset.classes)
-
   slots = -(-config.train.batch_size // mesh.size)
   layout = experiment.layout(config, slots=slots)
   source = experiment.label_source(config, dataset)
-  settings = experiment.sample_settings(config)
+  settings = experiment.sample_settings(config, slots=slots)
 
   def make_sample(name, rng):
     return samples.training_sample(
@@ -95,11 +103,16 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
       record = Record(**host)
       logger.info("resumed at step %d of %d", record.step, steps.total_steps)
     elif config.init_from:
-      state, record = start_from(config.init_from, state)
+      state, record = start_from(
+        config.init_from, state, which=config.init_checkpoint
+      )
     if record.step >= steps.total_steps or record.stopped:
       logger.info("nothing to do: the run ended at step %d", record.step)
       return state
 
+    if is_writer:
+      writers.save_run_info(workdir, resolved, config_name)
+      experiment.write_data_record(workdir, dataset, scenes)
     state = parallel.replicate(state, mesh)
     step_fn = parallel.data_parallel(
       method.train_step, runner=config.parallel, mesh=mesh
@@ -188,7 +201,9 @@ def make_batch(shares, layout, dataset, mesh, config):
   )
 
 
-def start_from(workdir: str, state: TrainState) -> tuple[TrainState, Record]:
+def start_from(
+  workdir: str, state: TrainState, *, which: str = "best"
+) -> tuple[TrainState, Record]:
   """The next stage's first state: student, teacher and best mIoU carry over.
 
   Raises:
@@ -198,7 +213,7 @@ def start_from(workdir: str, state: TrainState) -> tuple[TrainState, Record]:
   keys = ("params", "batch_stats") + (
     ("ema_params", "ema_batch_stats") if teacher else ()
   )
-  loaded, host = checkpoints.restore_partial(workdir, keys=keys)
+  loaded, host = checkpoints.restore_partial(workdir, keys=keys, which=which)
   state = state.replace(
     **{k: _fit(loaded[k], getattr(state, k), f"{workdir}: {k}") for k in keys}
   )
@@ -246,7 +261,7 @@ def _evaluate(config, workdir, predictor, dataset, state, step):
     any the mIoU is 0, so that the latest checkpoint counts as the best.
   """
   local = jax.tree.map(lambda a: a.addressable_data(0), state)
-  teacher = state.ema_params is not None
+  teacher = state.ema_params is not None and config.eval.weights == "teacher"
   variables = {
     "params": local.ema_params if teacher else local.params,
     "batch_stats": local.ema_batch_stats if teacher else local.batch_stats,
@@ -313,10 +328,9 @@ class _Log:
     self._total = steps.total_steps
     self._scenes = config.train.batch_size
     self._pending: list[tuple[int, dict]] = []
-    schedule = schedules.polynomial_decay(
+    self._schedule = schedules.polynomial_decay(
       config.train.lr, steps.total_steps, config.train.power
     )
-    self._rate = lambda step: float(schedule(step))
     self._writer = self._progress = None
     if active:
       self._writer = writers.Writer(
@@ -341,7 +355,7 @@ class _Log:
     if self._progress is not None:
       self._progress.update(
         step,
-        scalars={**scalars, "lr": self._rate(step - 1)},
+        scalars={**scalars, "lr": self._schedule(step - 1)},
         scenes=self._scenes,
         wait_seconds=waited,
       )
@@ -363,7 +377,7 @@ class _Log:
     step = self._pending[-1][0]
     if self._writer is not None:
       mean = {k: np.mean([s[k] for s in fetched]) for k in fetched[-1]}
-      self._writer.write(step, {**mean, "lr": self._rate(step - 1)})
+      self._writer.write(step, {**mean, "lr": self._schedule(step - 1)})
     self._pending = []
 
   def scores(self, step: int, scored: dict) -> None:

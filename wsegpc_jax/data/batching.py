@@ -56,10 +56,11 @@ class Layout:
     pixels = self.image_size[0] * self.image_size[1]
     images = self.slots * self.num_views
     room = images * math.ceil(pixels / REGION_PIXELS)
+    regions = math.ceil(room * finest / self.buckets[0])
     return Capacities(
       levels=levels,
       superpoints=max(8, math.ceil(SUPERPOINT_RATIO * finest)),
-      regions=max(8, math.ceil(room * finest / self.buckets[0])),
+      regions=max(8, min(images * pixels, regions)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Random changes of an image's colours for training, and its normalisation.
+"""Random changes of an image's colours for training.
 
 Dimension letters: H and W image height and width. Every image is changed on
 its own: the views of one scene, and the student's and the teacher's copy of one
@@ -8,9 +8,6 @@ view, each get draws of their own.
 import numpy as np
 
 from wsegpc_jax.data.augment import shift_hue
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB values in 0..1
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in pillow's "L" images
 
@@ -57,25 +54,6 @@ def color_jitter(
     planes = change(planes, amount)
   jittered = np.rint(planes, out=planes).astype(np.uint8)
   return np.ascontiguousarray(jittered.transpose(1, 2, 0))
-
-
-def normalize_image(image: np.ndarray) -> np.ndarray:
-  """Brings an image to ImageNet's zero mean and unit variance.
-
-  Args:
-    image: uint8 [H, W, 3], RGB.
-
-  Returns:
-    float32 [H, W, 3]: (image / 255 - mean) / std per channel.
-  """
-  height, width, _ = image.shape
-  mean = np.array(IMAGENET_MEAN)
-  std = np.array(IMAGENET_STD)
-  # Whole rows at once: numpy is slow where the last axis has 3 elements.
-  normalized = image.reshape(height, width * 3).astype(np.float32)
-  normalized *= np.tile(1 / (255 * std), width).astype(np.float32)
-  normalized -= np.tile(mean / std, width).astype(np.float32)
-  return normalized.reshape(image.shape)
 
 
 def _draw_factor(width: float, rng: np.random.Generator) -> float:

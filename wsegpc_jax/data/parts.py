@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from wsegpc_jax.types import Scene
+from wsegpc_jax.types import DataError, Scene
 
 MARGIN = 2.0  # metres around a part's core that the network sees as well
 _SMALLEST = 0.5  # metres; a core is not cut further
@@ -35,7 +35,7 @@ def split(
     fits: whether points [P, 3] fit into one batch.
 
   Raises:
-    ValueError: a column of half a metre and its margin does not fit.
+    DataError: a column of half a metre and its margin does not fit.
   """
   low, high = coord[:, :2].min(0), coord[:, :2].max(0)
   yield from _split(coord, low, high, np.ones(len(coord), bool), fits)
@@ -51,7 +51,7 @@ def _split(coord, low, high, inside, fits) -> Iterator[Part]:
     return
   axis = int(np.argmax(high - low))
   if high[axis] - low[axis] < _SMALLEST:
-    raise ValueError(
+    raise DataError(
       f"a part of the scene at {low.tolist()} m does not fit into the largest "
       "bucket; raise config.data.largest_bucket or config.data.voxel_size"
     )

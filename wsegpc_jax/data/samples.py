@@ -35,8 +35,8 @@ class SampleSettings:
     teacher: whether a teacher's view is made.
     drop_probability: of floor and of walls (and ceiling, if it is a class).
     max_rotation: of the student's view, radians.
-    max_voxels: a larger scene is cropped in training (nearest half around a
-      random point, repeatedly).
+    max_voxels: a scene with more voxels in a view is cropped in training
+      (nearest half around a random point, repeatedly); None = never.
     mix3d: probability that two scenes are joined in one sample.
     num_pairs: links drawn for contrastive distillation, most a scene.
     compat: the reference's faults that change a training sample: in stage 3
@@ -51,7 +51,7 @@ class SampleSettings:
   teacher: bool = True
   drop_probability: float = 0.5
   max_rotation: float = np.pi / 6
-  max_voxels: int = 200_000
+  max_voxels: int | None = None
   mix3d: float = 0.0
   num_pairs: int = 512
   compat: bool = False
@@ -228,22 +228,21 @@ def _augmented_cloud(dataset, name, rng, settings, labels, views) -> _Cloud:
       probability=settings.drop_probability,
     )
     kept = np.flatnonzero(keep)
-  cropped = crop_nearest_half(
-    scene.coord[kept],
-    rng,
-    max_voxels=settings.max_voxels,
-    voxel_size=settings.voxel_size,
-  )
-  if settings.compat and len(cropped) < len(kept) and scene.label is not None:
-    left = np.bincount(scene.label[kept[cropped]], minlength=IGNORE_LABEL + 1)
-    tags = tags & (left[: len(tags)] > 0)
-  kept = kept[cropped]
   coord, normal = scene.coord[kept], scene.normal[kept]
   # The student's colours start from the teacher's and change once more.
   teacher = augment.teacher_view(coord, scene.color[kept], normal, rng)
   student = augment.student_view(
     coord, teacher[1], normal, rng, max_rotation=settings.max_rotation
   )
+  if settings.max_voxels is not None:
+    left = _crop((student[0], teacher[0]), rng, settings)
+    if settings.compat and len(left) < len(kept) and scene.label is not None:
+      number = np.bincount(scene.label[kept[left]], minlength=len(tags))
+      tags = tags & (number[: len(tags)] > 0)
+    kept, coord = kept[left], coord[left]
+    student, teacher = (
+      tuple(a[left] for a in view) for view in (student, teacher)
+    )
   frames = load_views(dataset, scene, views, settings.image_size, rng)
   return _Cloud(
     student=student,
@@ -257,6 +256,21 @@ def _augmented_cloud(dataset, name, rng, settings, labels, views) -> _Cloud:
     of_frame=np.zeros(len(frames), np.int32),
     of_point=np.zeros(len(kept), np.int32),
   )
+
+
+def _crop(views, rng, settings) -> np.ndarray:
+  """Rows that stay, so that every view has at most max_voxels voxels."""
+  left = np.arange(len(views[0]))
+  for coord in views:
+    left = left[
+      crop_nearest_half(
+        coord[left],
+        rng,
+        max_voxels=settings.max_voxels,
+        voxel_size=settings.voxel_size,
+      )
+    ]
+  return left
 
 
 def _join(first: _Cloud, second: _Cloud, rng) -> _Cloud:

@@ -31,7 +31,11 @@ def info_nce_sum(
   """
   query = l2_normalize(query)
   key = l2_normalize(jax.lax.stop_gradient(key))
-  logits = jnp.einsum("bpc,bqc->bpq", query, key) / temperature
+  # Divided by a small temperature, rounded products would show.
+  cosine = jnp.einsum(
+    "bpc,bqc->bpq", query, key, precision=jax.lax.Precision.HIGHEST
+  )
+  logits = cosine / temperature
   live = jnp.arange(query.shape[1])[None] < count[:, None]
   logits = jnp.where(live[:, None], logits, -jnp.inf)
   # A row of padding would be all -inf: give it a finite, unused value.

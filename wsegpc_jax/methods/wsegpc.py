@@ -131,13 +131,15 @@ class WSegPC:
     gradients, (terms, batch_stats) = jax.grad(loss_fn, has_aux=True)(
       state.params
     )
+    gradients = total(gradients)
     state = common.apply_gradients(
-      self.optimizer, state, total(gradients), batch_stats
+      self.optimizer, state, gradients, batch_stats
     )
     state = common.update_teacher(
       state.replace(ema_batch_stats=ema_stats), self.ema_keep
     )
     metrics = total({**terms, "loss": sum(terms.values())})
+    metrics["grad_norm"] = optax.global_norm(gradients)
     if selected is not None:
       metrics["selected_3d"] = selected[0].sum() / counts["voxels"]
       metrics["selected_2d"] = selected[1].sum() / counts["pixels"]
@@ -297,8 +299,10 @@ class WSegPC:
       jnp.take(teacher_3d, batch.teacher_row, axis=0, mode="clip"),
       batch.tags[scene],
     )
-    # A voxel whose point the teacher's view lacks cannot be labelled.
+    # A voxel whose point the teacher's view lacks cannot be labelled, nor one
+    # of a scene that has no tag left.
     valid_3d = valid & (batch.teacher_row < teacher_3d.shape[0])
+    valid_3d &= batch.tags.any(-1)[scene]
     averaged = region_point.region_average(
       probabilities,
       batch.superpoint,
@@ -313,8 +317,8 @@ class WSegPC:
     per_scene = i // images.tags.shape[0]
     tags = jnp.repeat(images.tags, per_scene, axis=0)[:, None, None]
     probabilities = region_point.tag_softmax(teacher_2d, tags).reshape(-1, k)
-    valid_2d = jnp.broadcast_to(images.mask[:, None, None], (i, h, w))
-    valid_2d = valid_2d.reshape(-1)
+    valid_2d = images.mask[:, None, None] & tags.any(-1)
+    valid_2d = jnp.broadcast_to(valid_2d, (i, h, w)).reshape(-1)
     averaged = region_point.region_average(
       probabilities,
       images.region.reshape(-1),
@@ -337,7 +341,7 @@ def _valid(view):
 
 
 def _counts(batch: Batch) -> dict[str, Array]:
-  """This device's denominators; floats, since they only divide."""
+  """This device's counts, as floats."""
   images = batch.images
   with_images = images.mask.reshape(images.tags.shape[0], -1).any(1)
   pixels = images.student.shape[1] * images.student.shape[2]

@@ -87,7 +87,11 @@ def scene_mean(
   member = (scene[None] == jnp.arange(num_scenes)[:, None]) & valid
   x = jnp.where(valid[:, None], x, 0)
   dtype = jnp.promote_types(x.dtype, jnp.float32)
-  total = jnp.matmul(member.astype(x.dtype), x, preferred_element_type=dtype)
+  total = jnp.matmul(
+    member.astype(dtype),
+    x.astype(dtype),
+    precision=jax.lax.Precision.HIGHEST,
+  )
   number = member.sum(1, dtype=jnp.int32)[:, None]
   return total / jnp.maximum(number, 1).astype(dtype)
 

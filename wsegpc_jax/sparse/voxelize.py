@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from wsegpc_jax.sparse import morton
+from wsegpc_jax.types import DataError
 
 # Strides of a five-level pyramid; a grid origin is a multiple of the largest,
 # so that moving a scene by a multiple of 16 voxels changes nothing.
@@ -45,22 +46,22 @@ def voxelize(
     levels: number of pyramid levels whose sizes are counted.
 
   Raises:
-    ValueError: not [N, 3], not finite, or wider than 2^21 voxels an axis.
+    DataError: not [N, 3], not finite, or wider than 2^21 voxels an axis.
   """
   coord = np.asarray(coord)
   if coord.ndim != 2 or coord.shape[1] != 3:
-    raise ValueError(f"coord must be [N, 3], got {list(coord.shape)}")
+    raise DataError(f"coord must be [N, 3], got {list(coord.shape)}")
   if not np.isfinite(coord).all():
-    raise ValueError("coord must be finite, got NaN or infinity")
+    raise DataError("coord must be finite, got NaN or infinity")
   if not voxel_size > 0:
-    raise ValueError(f"voxel_size must be positive, got {voxel_size}")
+    raise DataError(f"voxel_size must be positive, got {voxel_size}")
   if not len(coord):
     none = np.zeros(0, np.int32)
     return Voxels(np.zeros((0, 3), np.int32), none, none, (0,) * levels)
   grid = np.floor(coord.astype(np.float64) / voxel_size)
   extent = float((grid.max(0) - grid.min(0)).max())
   if extent >= (1 << morton.HOST_BITS) - ALIGNMENT:
-    raise ValueError(
+    raise DataError(
       f"coord spans {extent:.0f} voxels of {voxel_size} m, more than "
       f"{1 << morton.HOST_BITS}: are the coordinates in metres?"
     )
