@@ -108,6 +108,10 @@ class TestBuckets:
       assert low.regions < high.regions
     assert rooms[0].regions == 2 * 3 * 240 * 320 // 16
 
+  def test_there_are_no_more_regions_than_pixels(self):
+    layout = Layout((100, 10**6), 2, 1, (6, 8))
+    assert layout.capacities(1).regions == 2 * 6 * 8
+
   @settings(max_examples=100, deadline=None)
   @given(
     st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70)), max_size=3)

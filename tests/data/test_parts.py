@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsegpc_jax.data import box_rooms, parts
-from wsegpc_jax.types import Scene
+from wsegpc_jax.types import DataError, Scene
 
 MARGIN = 2.0
 
@@ -89,7 +89,7 @@ def test_points_on_the_cut_belong_to_one_core():
 def test_what_cannot_be_cut_to_fit_is_refused():
   coord = np.zeros((50, 3), np.float32)
   coord[:, 2] = np.linspace(0, 9, 50)
-  with pytest.raises(ValueError, match="largest_bucket"):
+  with pytest.raises(DataError, match="largest_bucket"):
     list(parts.split(coord, fits=lambda points: len(points) < 50))
 
 

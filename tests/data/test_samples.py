@@ -107,7 +107,9 @@ def spy(monkeypatch):
 
   def student_view(coord, color, normal, rng, **kwargs):
     out = real[1](coord, color, normal, rng, **kwargs)
-    seen.student.append(dict(coord=coord, color=color, normal=out[2], **kwargs))
+    seen.student.append(
+      dict(coord=coord, color=color, moved=out[0], normal=out[2], **kwargs)
+    )
     colors = code(seen.points + np.arange(len(coord)))
     seen.points += len(coord)
     return out[0], colors, out[2]
@@ -257,16 +259,31 @@ class TestRemovals:
     """A neighbourhood stays; only the reference's fault looks at its tags."""
     sample = make(dataset, max_voxels=60, compat=compat)
     scene = assets.load_scene(dataset, "first")
-    left = spy.original(dataset, "first")[:, 1]
-    assert len(left) < len(scene.coord) / 4
-    cells = np.floor(scene.coord[left].astype(np.float64) / SIZE)
-    assert 1 < len(np.unique(cells, axis=0)) <= 60
-    assert (np.diff(left) > 0).all()
-    present = np.isin(np.arange(len(CLASSES)), scene.label[left])
+    for view in (sample.student, sample.teacher):
+      assert 1 < len(view.coords) <= 60
+    place = {c.tobytes(): i for i, c in enumerate(spy.student[0]["moved"])}
+    rows = np.array([place[c.tobytes()] for c in spy.voxelized[0][0]])
+    assert 60 < len(rows) < len(scene.coord) / 4
+    assert (np.diff(rows) > 0).all()
+    # The first point still represents its voxel, in both views.
+    for view, voxels in enumerate((sample.student, sample.teacher)):
+      first = {}
+      for point, cell in zip(rows, map(tuple, spy.cells(view)), strict=True):
+        first.setdefault(cell, point)
+      assert sorted(decode(voxels.features)) == sorted(first.values())
+    left = scene.coord[spy.original(dataset, "first")[rows, 1]]
+    assert np.ptp(left, axis=0).max() < 0.7 * np.ptp(scene.coord, axis=0).max()
+    label = scene.label[spy.original(dataset, "first")[rows, 1]]
+    present = np.isin(np.arange(len(CLASSES)), label)
     assert present.sum() < scene.tags.sum()
     expected = present if compat else scene.tags
     np.testing.assert_array_equal(sample.tags, expected)
     np.testing.assert_array_equal(sample.images.tags, scene.tags)
+
+  def test_no_crop_by_default(self, dataset, spy):
+    make(dataset)
+    scene = assets.load_scene(dataset, "first")
+    assert len(spy.voxelized[0][0]) == len(scene.coord)
 
   @pytest.mark.parametrize("teacher", [False, True])
   def test_compat_leaves_z_unshifted_in_stage_3(self, dataset, spy, teacher):

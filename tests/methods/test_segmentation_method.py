@@ -148,15 +148,17 @@ def assert_close(actual, expected, tolerance):
 
 
 def test_metrics(run):
-  for _, (_, (logits, _)), _, metrics in run:
+  for _, (gradient, (logits, _)), _, metrics in run:
     losses, hits = [], []
     for row in LABELLED:
       weights = np.exp(logits[row].astype(np.float64))
       losses.append(-np.log(weights[BATCH.label[row]] / weights.sum()))
       hits.append(logits[row].argmax() == BATCH.label[row])
-    assert set(metrics) == {"loss", "accuracy"}
+    assert set(metrics) == {"loss", "accuracy", "grad_norm"}
     np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-4)
     np.testing.assert_allclose(metrics["accuracy"], np.mean(hits), rtol=1e-6)
+    square = sum(np.square(g).sum() for g in jax.tree.leaves(gradient))
+    np.testing.assert_allclose(metrics["grad_norm"], square**0.5, rtol=1e-3)
 
 
 def test_update_is_torchs_sgd(run):

@@ -84,7 +84,7 @@ def check_metrics(history):
     assert set(metrics) == set(expected.metrics)
     for name, value in expected.metrics.items():
       np.testing.assert_allclose(
-        metrics[name], value, rtol=2e-4, atol=1e-6, err_msg=name
+        metrics[name], value, rtol=5e-4, atol=1e-6, err_msg=name
       )
 
 
@@ -180,7 +180,7 @@ class TestCompat:
     for _, expected, after, _ in compat_run:
       moved = average(expected.teacher_stats, after.batch_stats)
       assert_close(after.ema_batch_stats, moved, 1e-4)
-    (before, first, _, _), (_, second, third, _) = compat_run
+    before, first, _, _ = compat_run[0]
     with pytest.raises(AssertionError):
       assert_close(first.teacher_stats, before.ema_batch_stats, 1e-2)
 
@@ -208,7 +208,7 @@ class TestSettings:
     weights = dataclasses.replace(WEIGHTS, **dict.fromkeys(off, 0.0))
     step = oracle_lib.data_parallel(make_method(weights=weights))
     _, metrics = jax.eval_shape(step, start, oracle_lib.stacked(BATCH))
-    assert set(metrics) == {*left, "loss"}
+    assert set(metrics) == {*left, "loss", "grad_norm"}
 
   def test_predict_is_the_network_in_evaluation_mode(self, oracle, start):
     outputs, predicted = oracle.evaluate(start.params, start.batch_stats, BATCH)

@@ -420,6 +420,8 @@ class Oracle:
     )
     metrics = {name: factors[name] * terms[name] for name in TERMS}
     metrics["loss"] = sum(metrics.values())
+    square = sum(np.square(g).sum() for g in jax.tree.leaves(gradient))
+    metrics["grad_norm"] = np.sqrt(square)
     metrics["selected_3d"] = targets[0][1].sum() / VOXELS
     metrics["selected_2d"] = targets[1][1].sum() / (3 * PIXELS)
     return Expected(metrics, gradient, stats, teacher_stats, targets)
