@@ -69,8 +69,10 @@ def sparse(kind, plan, arguments, implementation="xla"):
 
 @functools.cache
 def dense_gradients(kind):
-  # Optimised: unoptimised convolutions are slow.
-  return jax.jit(with_gradients(functools.partial(dense_oracle.dense, kind)))
+  # `jax.lax` convolutions are very slow unless they are optimised a little.
+  function = functools.partial(dense_oracle.dense, kind)
+  flags = {"xla_backend_optimization_level": 1}
+  return jax.jit(with_gradients(function), compiler_options=flags)
 
 
 def ends(kind, plan):

@@ -66,7 +66,7 @@ class Segmentation:
     gradients, metrics = jax.lax.psum(
       (gradients, {"loss": loss, "accuracy": accuracy}), axis_name
     )
-    metrics["grad_norm"] = optax.global_norm(gradients)
+    metrics["grad_norm"] = optax.tree.norm(gradients)
     state = common.apply_gradients(
       self.optimizer, state, gradients, batch_stats
     )

@@ -139,7 +139,7 @@ class WSegPC:
       state.replace(ema_batch_stats=ema_stats), self.ema_keep
     )
     metrics = total({**terms, "loss": sum(terms.values())})
-    metrics["grad_norm"] = optax.global_norm(gradients)
+    metrics["grad_norm"] = optax.tree.norm(gradients)
     if selected is not None:
       metrics["selected_3d"] = selected[0].sum() / counts["voxels"]
       metrics["selected_2d"] = selected[1].sum() / counts["pixels"]
