@@ -212,7 +212,7 @@ def _weight_gradient_kernel(
     source = plgpu.load(table_ref.at[k, rows])
     exists = (source >= 0) & (source < n)
     gathered = _load(x_ref, source, channels, exists)
-    g = _load(g_ref, rows, columns, rows < m)
+    g = _load(g_ref, rows, columns, exists)
     return total + jnp.dot(gathered.T, g, preferred_element_type=total.dtype)
 
   def step(t, total):

@@ -45,6 +45,7 @@ def weight_gradient(
   products = jnp.einsum(
     "mkc,md->mkcd", gathered, cotangent, preferred_element_type=dtype
   )
+  products = jnp.where(exists[..., None, None], products, 0)
   tap = jnp.tile(jnp.arange(taps), table.shape[0])
   return jax.ops.segment_sum(
     products.reshape(-1, *products.shape[2:]), tap, num_segments=taps

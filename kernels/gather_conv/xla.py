@@ -55,6 +55,11 @@ def _gather(padded: Array, index: Array) -> Array:
   return jnp.take(padded, index, axis=0, mode="clip").reshape(t, -1)
 
 
+def _reads(index: Array, n: int) -> Array:
+  """[T]: whether any index of a row is one of n rows."""
+  return ((index >= 0) & (index < n)).any(1)
+
+
 def forward(
   x: Float[Array, "n c"],
   rows: PyTree,
@@ -105,7 +110,10 @@ def weight_gradient(
 
   def add(total, args):
     tile_rows, g, live = args
-    gathered = _gather(padded, lookup(tile_rows, tables))
+    index = lookup(tile_rows, tables)
+    gathered = _gather(padded, index)
+    # A row that reads nothing adds zero, whatever its cotangent is.
+    live = live & _reads(index, x.shape[0])
     g = jnp.where(live[:, None], g, 0)
     return total + jnp.matmul(gathered.T, g, preferred_element_type=dtype), None
 
@@ -147,7 +155,9 @@ def symmetric_backward(
 
   def add(total, args):
     tile_rows, x_tile, live = args
-    gathered = _gather(padded, lookup(tile_rows, tables))
+    index = lookup(tile_rows, tables)
+    gathered = _gather(padded, index)
+    live = live & _reads(index, n)
     dx = jnp.matmul(gathered, mirrored, preferred_element_type=dtype)
     x_tile = jnp.where(live[:, None], x_tile, 0)
     total = total + jnp.matmul(x_tile.T, gathered, preferred_element_type=dtype)

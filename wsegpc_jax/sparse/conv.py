@@ -227,4 +227,6 @@ def transposed_conv(
 ) -> Float[Array, "m d"]:
   """2^3 transposed convolution with stride 2, back to the finer level."""
   _check_rows(x, fine.children.shape[0], "coarse")
+  if weight.shape[0] != 8:
+    raise ValueError(f"weight must have 8 taps, got {weight.shape[0]}")
   return _up(implementation, x, weight, fine)

@@ -132,7 +132,7 @@ def neighbor_table(
   queries = coords[:, None] + jnp.asarray(offsets, jnp.int32)
   rows = hashing.find_rows(table, queries.reshape(-1, 4))
   valid = jnp.arange(m)[:, None] < count
-  return jnp.where(valid, rows.reshape(m, -1), m)
+  return jnp.where(valid, rows.reshape(m, len(offsets)), m)
 
 
 def _coarsen(level_coords, count, capacity, order):
