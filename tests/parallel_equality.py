@@ -1,10 +1,10 @@
 # ruff: noqa: E402 - devices and precision are set before jax is used
 """Program of test_parallel: sharded steps against the concatenated batch.
 
-    python parallel_equality.py {float32|float64}
+    python parallel_equality.py {float32|float64} RUNNER...
 
 Four emulated devices with uneven shares, one of them empty, run two steps of
-stage 2 under every runner; one device runs them on all scenes at once. Prints
+stage 2 under each runner; one device runs them on all scenes at once. Prints
 the largest difference of each runner as JSON.
 """
 
@@ -74,7 +74,7 @@ def main():
   )
   result = {"moved": moved, "counted": int(expected[0].selected_3d.sum())}
   result["voxels"] = sharded.student.count.tolist()
-  for runner in parallel.RUNNERS:
+  for runner in sys.argv[2:]:
     actual = two_steps(runner, sharded, devices)
     worst = {}
     for name in ("params", "batch_stats", "ema_params", "ema_batch_stats"):
