@@ -26,10 +26,10 @@ def get_config(stage: str = "cmg"):
     "Convert your captures with scripts/prepare_posed_rgbd.py (README, section "
     "Your own capture); configs/tiny_cmg.py needs no data."
   )
-  data.voxel_size = 0.06
-  data.num_views = 4
-  data.image_size = (120, 160)
-  data.smallest_bucket = data.largest_bucket = 26_000
+  data.voxel_size = 0.08
+  data.num_views = 2
+  data.image_size = (96, 128)
+  data.smallest_bucket = data.largest_bucket = 20_000
   config.model.arch = "14A"
   config.model.width = 16
   config.model.image_depth = 18
@@ -38,17 +38,17 @@ def get_config(stage: str = "cmg"):
   config.loss.rpc_warmup = 20
   config.ema_keep = 0.98
   config.eval.split = "train"
-  train.batch_size = 2
+  train.batch_size = 4
   train.total_steps = 200
-  train.eval_every = 50
+  train.eval_every = 100
   train.checkpoint_every = 50
   train.log_every = 10
-  train.lr = 0.05
+  train.lr = 0.1
   if stage == "rpc":
     config.init_from = "exp/capture_cmg"
     config.loss.rpc_3d = config.loss.rpc_2d = 1.0
     config.loss.cam_warmup = config.loss.cmg_warmup = 1
-    train.lr = 0.02
+    train.lr = 0.05
   if stage == "seg":
     config.method = "segmentation"
     data.labels_from = "exp/capture_rpc/pseudo_labels"

@@ -108,6 +108,8 @@ def _drop_by_loop(coord, superpoint, margin, ceiling):
       largest = min(counts, key=lambda name: (-counts[name], name))
       label = WALL if axis < 2 else CEILING if upper else FLOOR
       gone[label].add(largest)
+  # Floor and ceiling are no walls, even on a side that has none.
+  gone[WALL] -= gone[FLOOR] | gone[CEILING]
   removed = set().union(*gone.values())
   keep = [name not in removed for name in superpoint.tolist()]
   if not any(keep):
@@ -173,7 +175,20 @@ def test_never_removes_everything():
   superpoint[np.abs(coord - coord.mean(axis=0)).sum(axis=1).argmin()] = 1
   keep, tags_3d = _drop(coord, superpoint, tags)
   assert keep.sum() == 1
-  np.testing.assert_array_equal(tags_3d, [False, False, False, True])
+  np.testing.assert_array_equal(tags_3d, [True, False, False, True])
+
+
+def test_the_floor_is_no_wall_where_a_side_has_none():
+  coord, superpoint = _room()
+  low = coord.min(axis=0)
+  wall = superpoint[coord[:, 0] < low[0] + 1e-3]
+  keep_points = superpoint != np.bincount(wall[wall >= 0]).argmax()
+  coord, superpoint = coord[keep_points], superpoint[keep_points]
+  floor = superpoint[coord[:, 2] < low[2] + 1e-3]
+  floor = np.bincount(floor[floor >= 0]).argmax()
+  for seed in range(40):
+    keep, tags_3d = _drop(coord, superpoint, rng=_rng(seed), probability=0.5)
+    assert (superpoint[keep] == floor).any() == tags_3d[FLOOR]
 
 
 def test_no_points():

@@ -30,8 +30,9 @@ def drop_structures(
 
   The floor is the superpoint with most points less than `margin` above the
   bottom of the scan; the ceiling is its counterpart at the top, the walls those
-  at the four sides. Whatever is found there goes as a whole, so superpoints
-  have to be coarse: the floor one of them, and each wall.
+  at the four sides, unless they are the floor or the ceiling. Whatever is found
+  there goes as a whole, so superpoints have to be coarse: the floor one of
+  them, and each wall.
 
   Points without a superpoint are never removed and never counted. A structure
   of which nothing is found keeps its tag. If no point were left, the scan and
@@ -59,12 +60,19 @@ def drop_structures(
   # Drawn for all, so that what one finds does not move another's draw.
   chosen = rng.random(len(removals)) < probability
 
+  # On a side without a wall, the floor is the largest: it would go while its
+  # tag stays.
+  ends = ((2, False),) if ceiling_class is None else ((2, False), (2, True))
+  flat = _largest_at_sides(coord, superpoint, ends, margin)
+
   keep = np.ones(len(coord), bool)
   tags_3d = np.array(tags, bool)
   for (label, sides), is_chosen in zip(removals, chosen, strict=True):
     if not is_chosen:
       continue
     found = _largest_at_sides(coord, superpoint, sides, margin)
+    if label == wall_class:
+      found = [region for region in found if region not in flat]
     if found:
       keep &= ~np.isin(superpoint, found)
       tags_3d[label] = False
