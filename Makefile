@@ -14,7 +14,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 test: install
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: install
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt ruff
