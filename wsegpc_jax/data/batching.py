@@ -79,10 +79,10 @@ def geometric_buckets(
     )
   steps = math.ceil(math.log(largest / smallest) / math.log(ratio) - 1e-9)
   sizes = [
-    round(smallest * (largest / smallest) ** (i / max(steps, 1)) / 8) * 8
+    8 * max(1, round(smallest * (largest / smallest) ** (i / steps) / 8))
     for i in range(steps)
   ]
-  return tuple(dict.fromkeys([max(s, 8) for s in sizes] + [largest]))
+  return tuple(sorted({min(size, largest) for size in [*sizes, largest]}))
 
 
 def choose_bucket(samples: Sequence[Sample], layout: Layout) -> int:

@@ -65,8 +65,6 @@ def _split(coord, low, high, inside, fits) -> Iterator[Part]:
 
 def take(scene: Scene, points: np.ndarray) -> Scene:
   """The scene with some of its points only."""
-  if len(points) == len(scene.coord):
-    return scene
   optional = {
     name: value if value is None else value[points]
     for name, value in (
