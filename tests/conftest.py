@@ -15,3 +15,9 @@ os.environ.setdefault(
   "XLA_FLAGS",
   "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
 )
+
+from hypothesis import settings  # noqa: E402
+
+# The same examples in every run: a failure can be had again.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")

@@ -34,7 +34,10 @@ Metrics = dict[str, Float[Array, ""]]
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-  """Weights and warm-ups (in steps) of the loss terms; weight 0 = left out."""
+  """Weights and warm-ups (in steps) of the loss terms.
+
+  CMG and RPC are left out when both of their weights are 0.
+  """
 
   cam_3d: float = 1.0
   cam_2d: float = 1.0
