@@ -18,9 +18,18 @@ SETTINGS = samples.SampleSettings(
 
 
 class _Room:
-  """Stands in for a data set on disk."""
+  """Stands in for a data set on disk, of one scene in memory."""
 
   classes = box_rooms.CLASSES
+
+  def __init__(self, scene, frames):
+    self._scene, self._frames = scene, {f.name: f for f in frames}
+
+  def load_scene(self, scene_name):
+    return self._scene
+
+  def load_frame(self, scene_name, frame_name, *, image_size):
+    return self._frames[frame_name]
 
 
 def make_samples() -> list[samples.Sample]:
@@ -36,14 +45,9 @@ def make_samples() -> list[samples.Sample]:
 
 def sample_of(scene, frames, index) -> samples.Sample:
   """A training sample of a scene in memory."""
-  original = samples.assets.load_scene, samples.load_views
-  samples.assets.load_scene = lambda *a: scene
-  samples.load_views = lambda *a: frames
-  try:
-    rng = np.random.default_rng(index)
-    return samples.training_sample(_Room, scene.name, rng, SETTINGS)
-  finally:
-    samples.assets.load_scene, samples.load_views = original
+  rng = np.random.default_rng(index)
+  room = _Room(scene, frames)
+  return samples.training_sample(room, scene.name, rng, SETTINGS)
 
 
 def make_method(dtype) -> WSegPC:

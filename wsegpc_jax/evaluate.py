@@ -13,7 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wsegpc_jax import checkpoints, experiment, writers
-from wsegpc_jax.data import assets, batching, parts, samples
+from wsegpc_jax.data import batching, parts, samples
+from wsegpc_jax.data.dataset import Dataset
 from wsegpc_jax.interop import scannet
 from wsegpc_jax.metrics import segmentation as metrics
 from wsegpc_jax.types import DataError, Frame, Scene
@@ -150,7 +151,7 @@ def average_superpoints(
 def predict_scenes(
   predictor: Predictor,
   variables: dict,
-  dataset: assets.Dataset,
+  dataset: Dataset,
   names: Sequence[str],
   config: ConfigDict,
   *,
@@ -160,7 +161,7 @@ def predict_scenes(
   """Scenes with their predictions, one after the other."""
   data = config.data
   for name in names:
-    scene = assets.load_scene(dataset, name)
+    scene = dataset.load_scene(name)
     frames = ()
     if config.method == "wsegpc" and scene.frames:
       frames = samples.load_views(

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from wsegpc_jax import writers
 from wsegpc_jax.data import assets, batching, pipeline
+from wsegpc_jax.data.dataset import Dataset
 from wsegpc_jax.data.samples import SampleSettings
 from wsegpc_jax.kernels import gather_conv
 from wsegpc_jax.methods import common
@@ -147,7 +148,7 @@ def check_config(config: ConfigDict) -> None:
     )
 
 
-def open_data(config: ConfigDict) -> assets.Dataset:
+def open_data(config: ConfigDict) -> Dataset:
   """Opens config.data.root, after writing box rooms there if it asks to.
 
   Raises:
@@ -175,7 +176,7 @@ def open_data(config: ConfigDict) -> assets.Dataset:
 
 
 def write_data_record(
-  workdir: str, dataset: assets.Dataset, scenes: tuple[str, ...]
+  workdir: str, dataset: Dataset, scenes: tuple[str, ...]
 ) -> None:
   """Keeps with the run what it was trained on.
 
@@ -195,7 +196,7 @@ def read_classes(workdir: str) -> tuple[str, ...]:
 
 
 def check_same_data(
-  workdir: str, dataset: assets.Dataset, scenes: tuple[str, ...] | None = None
+  workdir: str, dataset: Dataset, scenes: tuple[str, ...] | None = None
 ) -> None:
   """Refuses a data set other than the one a run was trained on.
 
@@ -233,7 +234,7 @@ def _read_data_record(workdir: str) -> dict:
     ) from error
 
 
-def split_scenes(dataset: assets.Dataset, split: str) -> tuple[str, ...]:
+def split_scenes(dataset: Dataset, split: str) -> tuple[str, ...]:
   """Scenes of a split.
 
   Raises:
@@ -242,7 +243,7 @@ def split_scenes(dataset: assets.Dataset, split: str) -> tuple[str, ...]:
   scenes = dataset.splits.get(split, ())
   if not scenes:
     raise DataError(
-      f"{dataset.root / 'dataset.json'}: split {split!r} has no scenes; it "
+      f"{dataset.root}: split {split!r} has no scenes; it "
       f"has {', '.join(dataset.splits) or 'no splits'}"
     )
   return tuple(scenes)
@@ -343,7 +344,7 @@ def build_method(
 
 
 def label_source(
-  config: ConfigDict, dataset: assets.Dataset
+  config: ConfigDict, dataset: Dataset
 ) -> Callable[[Scene], np.ndarray] | None:
   """Where training labels come from: None = the scene's own.
 
@@ -354,10 +355,10 @@ def label_source(
     return None
   if not config.data.labels_from:
     for name in split_scenes(dataset, config.data.train_split):
-      if not (dataset.root / name / "label.npy").is_file():
+      if not dataset.has_labels(name):
         raise DataError(
-          f"{dataset.root / name / 'label.npy'} not found: without "
-          "config.data.labels_from every training scene needs labels"
+          f"{dataset.root}: scene {name} has no labels: without "
+          "config.data.labels_from every training scene needs them"
         )
     return None
   folder = Path(config.data.labels_from)

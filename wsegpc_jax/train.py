@@ -20,7 +20,8 @@ from wsegpc_jax import (
   schedules,
   writers,
 )
-from wsegpc_jax.data import assets, batching, pipeline, samples
+from wsegpc_jax.data import batching, pipeline, samples
+from wsegpc_jax.data.dataset import Dataset
 from wsegpc_jax.metrics import segmentation as metrics
 from wsegpc_jax.types import DataError, TrainState
 
@@ -170,7 +171,7 @@ def train(
   return state
 
 
-def _open_data(config: ConfigDict) -> assets.Dataset:
+def _open_data(config: ConfigDict) -> Dataset:
   """Opens the data set; one process alone writes it if it is generated."""
   if jax.process_index() == 0:
     dataset = experiment.open_data(config)

@@ -23,6 +23,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from wsegpc_jax.data.dataset import Dataset
 from wsegpc_jax.types import IGNORE_LABEL, NO_REGION, DataError, Frame, Scene
 
 FORMAT = "wsegpc-assets"
@@ -48,23 +49,20 @@ _NO_REGION_PNG = 65535
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
-  """A data set in the asset layout.
+class AssetDataset(Dataset):
+  """A data set in the asset layout."""
 
-  Attributes:
-    root: its folder.
-    name: its name, for logs and tables.
-    classes: the K class names; labels are indices into it.
-    splits: scene names by split, for example "train" and "val".
-  """
+  def load_scene(self, scene_name: str) -> Scene:
+    return load_scene(self, scene_name)
 
-  root: Path
-  name: str
-  classes: tuple[str, ...]
-  splits: dict[str, tuple[str, ...]]
+  def load_frame(self, scene_name, frame_name, *, image_size=None) -> Frame:
+    return load_frame(self, scene_name, frame_name, image_size=image_size)
+
+  def has_labels(self, scene_name: str) -> bool:
+    return (self.root / scene_name / "label.npy").is_file()
 
 
-def open_dataset(root: str | os.PathLike) -> Dataset:
+def open_dataset(root: str | os.PathLike) -> AssetDataset:
   """Reads `<root>/dataset.json`, whose unknown keys are left alone.
 
   Raises:
@@ -167,7 +165,7 @@ def write_dataset(
   classes: Sequence[str],
   splits: Mapping[str, Sequence[str]],
   extra: Mapping[str, Any] | None = None,
-) -> Dataset:
+) -> AssetDataset:
   """Writes `<root>/dataset.json`, once the scenes of all splits are there.
 
   `extra` holds more keys to store, for example where the data comes from.
@@ -220,7 +218,7 @@ def write_scene(
     _write_points(temporary, scene, classes, extra or {})
     names = _write_frames(temporary, frames)
     # Reading it back applies all checks of the layout.
-    dataset = Dataset(Path(root), "", tuple(classes), {})
+    dataset = AssetDataset(Path(root), "", tuple(classes), {})
     written = load_scene(dataset, temporary.name)
     for name in names:
       load_frame(dataset, temporary.name, name)
@@ -259,7 +257,7 @@ def _reading(path: Path, what: str):
     raise DataError(f"{path}: cannot be read, expected {what} ({e})") from e
 
 
-def _parse_dataset(path: Path, content: dict[str, Any]) -> Dataset:
+def _parse_dataset(path: Path, content: dict[str, Any]) -> AssetDataset:
   name, classes, splits = map(content.get, ("name", "classes", "splits"))
   few = _is_strings(classes) and 1 <= len(classes) <= IGNORE_LABEL
   for field, valid, expected in (
@@ -282,7 +280,7 @@ def _parse_dataset(path: Path, content: dict[str, Any]) -> Dataset:
       if scene not in there:
         raise _fault(path, field, f"lists {scene!r}", "a folder of that name")
   splits = {split: tuple(scenes) for split, scenes in splits.items()}
-  return Dataset(root, name, tuple(classes), splits)
+  return AssetDataset(root, name, tuple(classes), splits)
 
 
 def _is_strings(value: Any) -> bool:

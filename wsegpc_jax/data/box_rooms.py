@@ -124,7 +124,7 @@ def write_rooms(
   views: int = 6,
   points_per_square_metre: float = 400.0,
   occlude: bool = True,
-) -> assets.Dataset:
+) -> assets.AssetDataset:
   """Writes rooms as a data set in the asset layout (docs/assets.md).
 
   Rooms that are there already are kept, so an interrupted call is continued by

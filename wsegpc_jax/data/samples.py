@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from wsegpc_jax.data import assets, augment, image_augment, links
+from wsegpc_jax.data import augment, image_augment, links
+from wsegpc_jax.data.dataset import Dataset
 from wsegpc_jax.data.structure_drop import crop_nearest_half, drop_structures
 from wsegpc_jax.sparse import voxelize as voxel_lib
 from wsegpc_jax.types import IGNORE_LABEL, NO_REGION, DataError, Frame, Scene
@@ -112,7 +113,7 @@ class _Cloud:
 
 
 def training_sample(
-  dataset: assets.Dataset,
+  dataset: Dataset,
   name: str,
   rng: np.random.Generator,
   settings: SampleSettings,
@@ -178,7 +179,7 @@ def evaluation_sample(
 
 
 def load_views(
-  dataset: assets.Dataset,
+  dataset: Dataset,
   scene: Scene,
   num_views: int,
   image_size: tuple[int, int],
@@ -189,14 +190,12 @@ def load_views(
     return ()
   if not scene.frames:
     raise DataError(
-      f"{dataset.root / scene.name / 'color'}: the scene has no frames, "
-      "expected at least one posed RGB-D image"
+      f"{dataset.root}: scene {scene.name} has no frames, expected at least "
+      "one posed RGB-D image"
     )
   chosen = links.choose_views(len(scene.frames), num_views, rng)
   frames = {
-    i: assets.load_frame(
-      dataset, scene.name, scene.frames[i], image_size=image_size
-    )
+    i: dataset.load_frame(scene.name, scene.frames[i], image_size=image_size)
     for i in sorted(set(chosen.tolist()))
   }
   return tuple(frames[i] for i in chosen.tolist())
@@ -207,7 +206,7 @@ def _class_index(dataset, name):
 
 
 def _augmented_cloud(dataset, name, rng, settings, labels, views) -> _Cloud:
-  scene = assets.load_scene(dataset, name)
+  scene = dataset.load_scene(name)
   label = scene.label if labels is None else labels(scene)
   if label is None:
     label = np.full(len(scene.coord), IGNORE_LABEL, np.int32)
