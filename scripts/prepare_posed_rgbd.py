@@ -22,7 +22,6 @@ Run it again for the next scene: the data set grows by one scene each time.
 import argparse
 import dataclasses
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -30,6 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from wsegpc_jax.data import subscenes
 from wsegpc_jax.data.assets import (
   open_dataset,
   read_json,
@@ -37,14 +37,15 @@ from wsegpc_jax.data.assets import (
   write_scene,
 )
 from wsegpc_jax.data.links import link_points
+from wsegpc_jax.data.parts import take
 from wsegpc_jax.files import atomic_write
 from wsegpc_jax.interop import scannet
+from wsegpc_jax.interop.annotation import Annotation, read_annotation
 from wsegpc_jax.interop.capture import (
   find_frames,
   load_posed,
   read_axis_align,
   read_camera,
-  read_info,
   read_points,
   read_text,
   thin_out,
@@ -54,7 +55,7 @@ from wsegpc_jax.regions.image_regions import image_regions
 from wsegpc_jax.regions.normals import estimate_normals
 from wsegpc_jax.regions.planes import structural_planes
 from wsegpc_jax.regions.superpoints import plane_aware_superpoints
-from wsegpc_jax.types import IGNORE_LABEL, DataError, Frame, Scene
+from wsegpc_jax.types import DataError, Frame, Scene
 
 _LINK_TOLERANCE = 0.05  # metres, for the summary and the preview
 _FEW_LINKED = 0.3  # share of the points below which something must be wrong
@@ -86,7 +87,10 @@ def main(argv: list[str] | None = None) -> str:
       voxel=args.fuse_voxel, max_depth=args.fuse_max_depth,
     )  # fmt: skip
   coord, color = cloud["coord"], cloud["color"]
-  label, tags = read_tags(args, classes, cloud)
+  known = read_annotation(
+    args.scene, classes, cloud,
+    tags=args.tags, tags_pickle=args.tags_pickle, labels=args.labels,
+  )  # fmt: skip
 
   print(f"{len(coord)} points; normals and superpoints ...", flush=True)
   normal = cloud["normal"]
@@ -95,38 +99,57 @@ def main(argv: list[str] | None = None) -> str:
     normal = estimate_normals(coord, viewpoints=centers)
   planes = structural_planes(coord, normal)
   superpoint = plane_aware_superpoints(coord, color, normal, planes=planes)
-
   scene = Scene(
-    name=args.scene, coord=coord, color=color, normal=normal, tags=tags,
-    label=label, superpoint=superpoint,
+    name=args.scene, coord=coord, color=color, normal=normal, tags=known.tags,
+    label=known.label, superpoint=superpoint,
   )  # fmt: skip
-  counts, linked = [], np.zeros(len(coord), bool)
-  chosen = {kept[i].name for i in (0, len(kept) // 2, -1)}
-  panels = []
 
-  def frames():
-    for source in tqdm(kept, desc="frames", unit="frame"):
-      frame = load_posed(source, camera, args.image_size)
+  def load(source):
+    frame = load_posed(source, camera, args.image_size)
+    link = link_points(
+      coord, frame.depth, frame.pose, frame.intrinsics,
+      tolerance=_LINK_TOLERANCE,
+    )  # fmt: skip
+    return frame, link
+
+  seen = np.stack(
+    [
+      load(source)[1][:, 0] >= 0
+      for source in tqdm(kept, desc="looking", unit="frame")
+    ]
+  )
+  chosen = {kept[i].name for i in (0, len(kept) // 2, -1)} & (
+    {source.name for source in kept} if args.preview else set()
+  )
+  counts, panels = [], {}
+
+  def frames(sources):
+    for source in tqdm(sources, desc="frames", unit="frame"):
+      frame, link = load(source)
       h, w = frame.depth.shape
       region = image_regions(
         frame.color, frame.depth, min_size=max(int(_REGION_SIZE * h * w), 1)
       )
       counts.append(region.max() + 1)
       frame = dataclasses.replace(frame, region=region)
-      link = link_points(
-        coord, frame.depth, frame.pose, frame.intrinsics,
-        tolerance=_LINK_TOLERANCE,
-      )  # fmt: skip
-      linked[link[:, 0] >= 0] = True
-      if args.preview and frame.name in chosen:
-        panels.append(preview(frame, link, superpoint))
+      if frame.name in chosen:
+        panels[frame.name] = preview(frame, link, superpoint)
       yield frame
 
-  write_scene(root, scene, frames(), classes=classes)
-  add_to_dataset(root, args.name or root.name, classes, args.split, args.scene)
+  parts = {args.scene: (scene, range(len(kept)))}
+  if args.part_size:
+    parts = cut(scene, seen, known, planes, classes, args.part_size)
+    for name in parts:
+      check_is_new(root, name, classes)
+  for name, (part, numbers) in parts.items():
+    write_scene(root, part, frames([kept[i] for i in numbers]), classes=classes)
+    add_to_dataset(root, args.name or root.name, classes, args.split, name)
+    if args.part_size:
+      print(f"{name}: {len(part.coord)} points, tags {names(part, classes)}")
   if panels:
     with atomic_write(args.preview) as f:
-      Image.fromarray(np.concatenate(panels)).save(f, "PNG")
+      Image.fromarray(np.concatenate(list(panels.values()))).save(f, "PNG")
+  linked = seen.any(0)
   if linked.mean() < _FEW_LINKED:
     print(
       f"warning: only {linked.mean():.0%} of the points are seen in a frame;"
@@ -142,10 +165,55 @@ def main(argv: list[str] | None = None) -> str:
     f" {np.mean(counts):.1f} regions/frame,"
     f" floor {'found' if 'floor' in planes[1] else 'NOT found'},"
     f" walls found: {planes[1].count('wall')};"
-    f" tags {', '.join(c for c, t in zip(classes, tags, strict=True) if t)}"
+    f" tags {names(scene, classes)}"
   )
   print(line)
   return line
+
+
+def names(scene: Scene, classes: tuple[str, ...]) -> str:
+  """The scene's tags in words."""
+  return ", ".join(c for c, t in zip(classes, scene.tags, strict=True) if t)
+
+
+def cut(
+  scene: Scene,
+  seen: np.ndarray,
+  known: Annotation,
+  planes: tuple[np.ndarray, tuple[str, ...]],
+  classes: tuple[str, ...],
+  size: float,
+) -> dict[str, tuple[Scene, np.ndarray]]:
+  """Parts of a capture with tags of their own, and the numbers of their frames.
+
+  Args:
+    scene: the whole.
+    seen: bool [F, N], points that each frame shows.
+    known: of the whole.
+    planes: of `structural_planes`.
+    classes: of the data set.
+    size: of a part, metres.
+  """
+  structures = [
+    (classes.index(kind), planes[0] == i)
+    for i, kind in enumerate(planes[1])
+    if kind in classes
+  ]
+  parts = {}
+  for suffix, inside in subscenes.grid_parts(scene.coord, size).items():
+    if known.label is not None:
+      tags = subscenes.tags_from_labels(known.label[inside], len(classes))
+    else:
+      tags = subscenes.tags_from_boxes(
+        scene.coord, inside, known.boxes, structures, len(classes)
+      )
+    part = dataclasses.replace(
+      take(scene, np.flatnonzero(inside)),
+      name=f"{scene.name}_{suffix}",
+      tags=tags,
+    )
+    parts[part.name] = part, subscenes.frames_of_part(seen, inside)
+  return parts
 
 
 def parse_args(argv):
@@ -230,8 +298,26 @@ def parse_args(argv):
     default=3.0,
     help="metres; depth beyond is not fused (default: %(default)s)",
   )
+  add(
+    "--part_size",
+    type=_length,
+    help="cut the capture into parts about this many metres wide, each a scene"
+    " with tags of its own, from --labels or the boxes of --tags_pickle: few"
+    " captures teach more in parts",
+  )
   add("--preview", help=".png file: three frames, the points linked to them")
-  return parser.parse_args(argv)
+  args = parser.parse_args(argv)
+  if args.part_size and args.tags:
+    parser.error(
+      "--part_size needs --labels or --tags_pickle: tags of the whole"
+      " do not tell what is in its parts"
+    )
+  if args.part_size and args.tags_pickle and not args.axis_align:
+    parser.error(
+      "--part_size with --tags_pickle needs --axis_align with the"
+      " same file, whose boxes are those of the aligned capture"
+    )
+  return args
 
 
 def _count(text):
@@ -289,61 +375,6 @@ def add_to_dataset(root, name, classes, split, scene):
   open_dataset(root)
 
 
-def read_tags(args, classes, cloud) -> tuple[np.ndarray | None, np.ndarray]:
-  """Label int32 [N] or None, and tags bool [K]."""
-  if args.labels:
-    own = args.labels == "points"
-    label = cloud["label"] if own else _load_npy(args.labels)
-    n = len(cloud["coord"])
-    if label is None or label.shape != (n,) or label.dtype.kind not in "iu":
-      found = "none" if label is None else f"{label.dtype} {label.shape}"
-      raise DataError(
-        f"{args.labels}: labels: expected integers {(n,)} for as many points,"
-        f" got {found}"
-      )
-    known = label != IGNORE_LABEL
-    if ((label < 0) | (label >= len(classes)))[known].any():
-      raise DataError(
-        f"{args.labels}: labels: expected 0..{len(classes) - 1} or"
-        f" {IGNORE_LABEL}, got {label[known].min()}..{label[known].max()}"
-      )
-    tags = np.isin(np.arange(len(classes)), label[known])
-    return label.astype(np.int32), tags
-  if args.tags_pickle:
-    names = _pickle_tags(args.tags_pickle, args.scene)
-  else:
-    names = [name.strip() for name in args.tags.split(",") if name.strip()]
-  # "shower curtain" and "showercurtain" are one class.
-  known = {_plain(c): i for i, c in enumerate(classes)}
-  unknown = sorted(set(names) - {n for n in names if _plain(n) in known})
-  if unknown and not args.tags_pickle:
-    raise DataError(f"--tags: no class {unknown[0]!r} in {', '.join(classes)}")
-  if unknown:
-    print(f"{args.tags_pickle}: left out, being no class: {', '.join(unknown)}")
-  tags = np.zeros(len(classes), bool)
-  tags[[known[_plain(n)] for n in names if _plain(n) in known]] = True
-  if not tags.any():
-    raise DataError("--tags: expected at least one class")
-  return None, tags
-
-
-def _plain(name):
-  name = re.sub(r"[\s_-]", "", name.lower())
-  # A misspelling in the info files of mmdetection3d.
-  return name.replace("showercurtrain", "showercurtain")
-
-
-def _pickle_tags(path, scene):
-  entry, categories = read_info(path, scene)
-  try:
-    names = {index: name for name, index in categories.items()}
-    found = {names[box["bbox_label_3d"]] for box in entry["instances"]}
-  except (AttributeError, KeyError, TypeError) as e:
-    raise DataError(f"{path}: expected instances with bbox_label_3d") from e
-  # Boxes are drawn around objects only; every room has these two.
-  return sorted(found | {"wall", "floor"})
-
-
 def preview(
   frame: Frame, link: np.ndarray, superpoint: np.ndarray
 ) -> np.ndarray:
@@ -365,13 +396,6 @@ def _palette():
   hue = np.arange(360) * 222.5 / 360  # steps of the golden angle
   value = np.abs((hue[:, None] + (0, 4 / 6, 2 / 6)) % 1 * 6 - 3) - 1
   return (255 * np.clip(value, 0, 1)).astype(np.uint8)
-
-
-def _load_npy(path):
-  try:
-    return np.load(path, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as e:
-    raise DataError(f"{path}: expected an intact .npy file ({e})") from e
 
 
 if __name__ == "__main__":

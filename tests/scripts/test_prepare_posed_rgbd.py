@@ -336,7 +336,10 @@ def test_data_set_grows_and_nothing_is_overwritten(capture, tmp_path):
 def info(scene="room", **changes):
   entry = {
     "lidar_points": {"lidar_path": f"{scene}.bin"},
-    "instances": [{"bbox_label_3d": i} for i in (3, 17, 13, 3)],
+    "instances": [
+      {"bbox_label_3d": i, "bbox_3d": [0.0, 0.0, 0.5, 1.0, 1.0, 1.0]}
+      for i in (3, 17, 13, 3)
+    ],
     "axis_align_matrix": np.eye(4).tolist(),
   } | changes
   other = {"lidar_points": {"lidar_path": "other.bin"}, "instances": []}
@@ -366,6 +369,49 @@ def test_tags_of_an_info_pickle(capture, tmp_path, capsys):
     with pytest.raises(DataError, match=f"infos.pkl: .*{message}"):
       convert(capture, tmp_path / "b", few)
   assert not (tmp_path / "b").exists()
+
+
+def test_parts_have_tags_and_frames_of_their_own(capture, tmp_path, capsys):
+  # The block, a table, is in the middle of a room of 4 m x 3 m: cut in halves
+  # of 2 m, 40 % of it is left of the border; a chair is in the right half only.
+  path = tmp_path / "infos.pkl"
+  boxes = [
+    {"bbox_label_3d": 3, "bbox_3d": [2.1, 1.4, 0.4, 1.0, 0.8, 0.8]},
+    {"bbox_label_3d": 2, "bbox_3d": [3.5, 2.5, 0.0, 0.8, 0.8, 0.4]},
+  ]
+  path.write_bytes(pickle.dumps(info(instances=boxes)))
+  few = f"--every 2 --tags_pickle {path} --axis_align {path} --part_size 2.2"
+  convert(capture, tmp_path / "set", f"{few} --classes scannet20")
+  dataset = open_dataset(tmp_path / "set")
+  assert dataset.splits["train"] == ("room_00", "room_10")
+  parts = [load_scene(dataset, name) for name in dataset.splits["train"]]
+  tags = [
+    [dataset.classes[i] for i in np.flatnonzero(part.tags)] for part in parts
+  ]
+  assert tags[1] == ["wall", "floor", "chair", "table"]
+  assert "chair" not in tags[0] and {"wall", "floor"} <= set(tags[0])
+  # Together they are the whole, cut in the middle.
+  whole = len(parts[0].coord) + len(parts[1].coord)
+  assert f"room: {whole} points" in capsys.readouterr().out
+  assert parts[0].coord[:, 0].max() <= parts[1].coord[:, 0].min()
+  assert all(len(part.frames) >= 3 for part in parts)
+
+  with pytest.raises(DataError, match="room: exists|room_00: exists"):
+    convert(capture, tmp_path / "set", f"{few} --classes scannet20")
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    ("--tags wall --part_size 2", "--part_size needs --labels"),
+    ("--tags_pickle a.pkl --part_size 2", "needs --axis_align"),
+  ],
+)
+def test_parts_need_to_know_more_than_tags(flags, message, capsys):
+  flags += " --root a --scene b --frames c --classes scannet20"
+  with pytest.raises(SystemExit):
+    prepare.parse_args(flags.split())
+  assert message in capsys.readouterr().err
 
 
 def test_labels(capture, tmp_path):
