@@ -5,9 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from wsegpc_jax.data.box_rooms import CLASSES, make_room
 from wsegpc_jax.regions.normals import estimate_normals
 from wsegpc_jax.regions.planes import structural_planes
-from wsegpc_jax.regions.superpoints import plane_aware_superpoints
+from wsegpc_jax.regions.quality import region_quality
+from wsegpc_jax.regions.superpoints import (
+  graph_superpoints,
+  plane_aware_superpoints,
+)
 from wsegpc_jax.types import NO_REGION, DataError
 
 FLOOR, CEILING, DOOR, FURNITURE = 0, 1, 2, 20
@@ -310,6 +315,63 @@ def test_cloud_without_planes():
   assert np.array_equal(region, np.repeat([0, 1], 2000))
 
 
+# Room 2 of seed 7 has a small box on a cabinet in nearly the same colour.
+@pytest.mark.parametrize("seed, index", [(7, 2), (7, 9), (0, 1)])
+@pytest.mark.parametrize("estimated", [False, True])
+def test_oracle_accuracy_of_box_rooms(seed, index, estimated):
+  scene, _ = make_room(seed, index, views=1, image_size=(2, 2))
+  normal = estimate_normals(scene.coord) if estimated else scene.normal
+  region = plane_aware_superpoints(scene.coord, scene.color, normal)
+  quality = region_quality(region, scene.label, len(CLASSES)).summary(CLASSES)
+  assert quality["oracle_accuracy"] >= 0.975
+  assert quality["elements_per_region"] >= 150
+  assert quality["classes"]["floor"]["regions"] == 1
+  assert quality["classes"]["wall"]["regions"] == 4
+  # Numbers 0 to 4 of the room's own superpoints are the floor and the walls.
+  for structure in range(5):
+    assert_one_region(region, scene.superpoint, structure)
+
+
+def test_rough_scan_with_stray_points_and_holes():
+  scene, _ = make_room(3, 1, views=1, image_size=(2, 2))
+  rng = np.random.default_rng(9)
+  coord = scene.coord + rng.normal(0, 0.008, scene.coord.shape)
+  seen = np.ones(len(coord), bool)
+  for centre in rng.choice(coord, 6):
+    seen &= np.linalg.norm(coord - centre, axis=1) > 0.35
+  low, high = coord.min(axis=0) - 0.3, coord.max(axis=0) + 0.3
+  coord = np.concatenate([coord[seen], rng.uniform(low, high, (60, 3))])
+  stray = rng.integers(0, 256, (60, 3)).astype(np.uint8)
+  color = np.concatenate([scene.color[seen], stray])
+  label = np.concatenate([scene.superpoint[seen], np.full(60, 10**6)])
+  region = regions_of(turned(coord, 20, 2), color)
+  for structure in range(5):
+    assert_one_region(region, label, structure)
+
+
+def test_graph_alone():
+  """Parted by normals, by colour and by distance."""
+  rng = np.random.default_rng(10)
+  top = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+  patches = [
+    Patch(0, (150, 150, 150), *top),
+    Patch(1, (150, 150, 150), top[0], top[1], np.array([0, 0, -1.0])),
+    Patch(2, (90, 40, 40), top[0] + top[2], top[1], 0.5 * top[2]),
+    Patch(3, (150, 150, 150), top[0] + (3.0, 0, 0), *top[1:]),
+  ]
+  coord, color, label = scan(patches, rng, spacing=0.02, noise=0.0)
+  normal = np.where(label[:, None] == 1, top[2], [0.0, 0.0, 1.0])
+  region = graph_superpoints(coord, color, normal)
+  assert region.dtype == np.int32 and region.max() == 3
+  assert oracle_accuracy(region, label) > 0.98
+  turned_over = graph_superpoints(coord, color, -normal, neighbors=10)
+  assert np.array_equal(region, turned_over)
+  larger = graph_superpoints(coord, color, normal, scale=1e4)
+  assert larger.max() == 1  # only the island is apart
+  plain = graph_superpoints(coord, np.full_like(color, 90), normal)
+  assert plain.max() == 2  # the stripe is not
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_junk_gets_regions_too(seed):
   rng = np.random.default_rng(seed)
@@ -329,8 +391,9 @@ def test_few_points(n):
   coord = np.arange(3.0 * n).reshape(n, 3)
   color = np.zeros((n, 3), np.uint8)
   normal = np.tile([0.0, 0.0, 1.0], (n, 1))
-  region = plane_aware_superpoints(coord, color, normal)
-  assert region.shape == (n,) and region.dtype == np.int32
+  for make in (plane_aware_superpoints, graph_superpoints):
+    region = make(coord, color, normal)
+    assert region.shape == (n,) and region.dtype == np.int32
   assert (structural_planes(coord, normal)[0] == NO_REGION).all()
 
 
@@ -341,7 +404,15 @@ def test_faults_are_named():
     plane_aware_superpoints(coord, color[:3], normal)
   with pytest.raises(DataError, match=r"normal.*\(3, 3\).*\(4, 3\)"):
     plane_aware_superpoints(coord, color, normal[:3])
+  with pytest.raises(DataError, match="color.*uint8.*float64"):
+    plane_aware_superpoints(coord, color / 255, normal)
   with pytest.raises(DataError, match="coord.*finite"):
     structural_planes(coord + np.nan, normal)
+  with pytest.raises(DataError, match="normal.*finite"):
+    graph_superpoints(coord, color, normal * np.nan)
+  with pytest.raises(DataError, match="neighbors.*0"):
+    graph_superpoints(coord, color, normal, neighbors=0)
+  with pytest.raises(DataError, match="coord: extends over 5000 m"):
+    structural_planes(coord + [[0], [0], [0], [5000]], normal)
   with pytest.raises(DataError, match="up_axis"):
     structural_planes(coord, normal, up_axis=3)

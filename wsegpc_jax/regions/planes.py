@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from wsegpc_jax.regions.graph import grid_cells
 from wsegpc_jax.types import NO_REGION, DataError
 
 _CELL = 0.05  # metres; edge of the cube that one point stands for
@@ -34,6 +35,7 @@ _MIN_SEED = 0.5  # square metres
 _MAX_LEAN = 0.2  # of a wall: cosine between its normal and up
 _MIN_WALL_WIDTH = 1.0  # metres
 _MAX_WALL_NEED = 1.2  # metres; walls are this high or half the room's height
+_MAX_EXTENT = 1000.0  # metres; pictures of planes would not fit in memory
 _SIDES = (0.12, 0.5)  # metres; where to look for things before and behind
 
 
@@ -85,13 +87,13 @@ def structural_planes(
     "floor", "ceiling" or "wall".
 
   Raises:
-    DataError: on wrong shapes or values that are not finite.
+    DataError: on wrong shapes, values that are not finite, or a cloud larger
+      than 1 km, which may be in millimetres.
   """
   coord, normal = _checked(coord, normal, up_axis)
   if len(coord) < 3:
     return np.full(len(coord), NO_REGION, np.int32), ()
-  key = np.floor((coord - coord.min(axis=0)) / _CELL).astype(np.int64)
-  _, cell = np.unique(key @ (1, 1 << 20, 1 << 40), return_index=True)
+  cell, _ = grid_cells(coord, _CELL)
   points, normals = coord[cell], normal[cell]
 
   up = np.array([0.0, 0.0, 1.0])
@@ -130,6 +132,11 @@ def _checked(coord, normal, up_axis):
   for name, value in (("coord", coord), ("normal", normal)):
     if not np.isfinite(value).all():
       raise DataError(f"{name}: expected finite values, got NaN or infinity")
+  if len(coord) and np.ptp(coord, axis=0).max() > _MAX_EXTENT:
+    raise DataError(
+      f"coord: extends over {np.ptp(coord, axis=0).max():.0f} m, expected"
+      f" metres and at most {_MAX_EXTENT:.0f}"
+    )
   return np.roll(coord, 2 - up_axis, 1), np.roll(normal, 2 - up_axis, 1)
 
 
@@ -276,31 +283,41 @@ def _walls(points, normals, free, up, base):
   directions = np.stack([np.cos(azimuth), np.sin(azimuth)], 1) @ _horizontal(up)
   offsets = points @ directions.T
   low = offsets.min()
-  bins = ((offsets - low) / _CELL).astype(np.int64)
-  width = bins.max() + 2
-  keys = bins + width * np.arange(len(azimuth))
+  bins = ((offsets - low) / _CELL).astype(np.int32)
+  del offsets  # the largest array here
+  width = int(bins.max()) + 2
   votes = np.abs(normals @ directions.T) > _AGREE_PLANE
   votes[~free] = False
+  free = votes.any(axis=1)
+  keys = bins + width * np.arange(len(azimuth), dtype=np.int32)
+  count = np.bincount(keys[votes], minlength=width * len(azimuth))
+
+  def take_out(cells):
+    free[cells] = False
+    # Counting anew for each wall would take most of the time.
+    lost = keys[cells][votes[cells]]
+    count[:] -= np.bincount(lost, minlength=len(count))
+    votes[cells] = False
+
   walls = []
   while True:
-    count = np.bincount(keys[votes], minlength=width * len(azimuth))
-    count = count.reshape(len(azimuth), width)
-    count[:, :-1] += count[:, 1:]
-    a, b = np.unravel_index(count.argmax(), count.shape)
-    if count[a, b] * _CELL**2 < _MIN_SEED:
+    pairs = count.reshape(len(azimuth), width).copy()
+    pairs[:, :-1] += pairs[:, 1:]
+    a, b = np.unravel_index(pairs.argmax(), pairs.shape)
+    if pairs[a, b] * _CELL**2 < _MIN_SEED:
       return walls
     spent = votes[:, a] & ((bins[:, a] == b) | (bins[:, a] == b + 1))
-    free = votes.any(axis=1)
+    before = free.copy()
     normal, offset = _refine(
       points[free], normals[free], directions[a], low + (b + 1) * _CELL
     )
-    votes[spent] = False
+    take_out(np.flatnonzero(spent))
     if abs(normal @ up) > _MAX_LEAN:
       continue
-    surface = _grow("wall", points, normals, free, normal, offset, up)
+    surface = _grow("wall", points, normals, before, normal, offset, up)
     if surface:
       # Also if it is no wall: half of it would pull another plane askew.
-      votes[surface.cells] = False
+      take_out(surface.cells)
       wall = _wall_parts(surface, points, up, base, height)
       if wall:
         walls.append(wall)
@@ -351,24 +368,24 @@ def _one_sided_or_tall(wall, points, up, base, height):
 
 def _assign(coord, normal, surfaces):
   """Surface of each point, int32 [N]: the nearest that its normal allows."""
-  shape = len(coord), len(surfaces) + 1
-  distance = np.full(shape, np.inf)
-  agree = np.zeros(shape, bool)
+  found = np.full((2, len(coord)), NO_REGION, np.int32)
+  nearest = np.full((2, len(coord)), np.inf)
   for i, surface in enumerate(surfaces):
     mask = np.zeros(surface.relief.shape, bool)
     mask[tuple(surface.pixel.T)] = True
     mask = ndimage.binary_dilation(mask, np.ones((3, 3), bool))
-    pixel = np.floor((coord @ surface.axes.T - surface.origin) / _PIXEL)
-    pixel = pixel.astype(np.int64)
+    height = coord @ surface.normal - surface.offset
+    rows = np.flatnonzero(np.abs(height) < np.abs(surface.relief).max() + _STEP)
+    pixel = (coord[rows] @ surface.axes.T - surface.origin) / _PIXEL
+    pixel = np.floor(pixel).astype(np.int64)
     inside = ((pixel >= 0) & (pixel < mask.shape)).all(axis=1)
     inside[inside] = mask[tuple(pixel[inside].T)]
-    away = coord[inside] @ surface.normal - surface.offset
-    away -= surface.relief[tuple(pixel[inside].T)]
-    distance[inside, i] = np.abs(away)
-    agree[:, i] = np.abs(normal @ surface.normal) > _AGREE_POINT
-  fits = np.where(agree & (distance < _STEP), distance, np.inf)
-  # Where surfaces meet, the normals of neither hold.
-  close = ~np.isfinite(fits).any(axis=1)
-  fits[close] = np.where(distance < _TIGHT, distance, np.inf)[close]
-  found = np.isfinite(fits).any(axis=1)
-  return np.where(found, fits.argmin(axis=1), NO_REGION).astype(np.int32)
+    rows, pixel = rows[inside], tuple(pixel[inside].T)
+    distance = np.abs(height[rows] - surface.relief[pixel])
+    agree = np.abs(normal[rows] @ surface.normal) > _AGREE_POINT
+    # Where surfaces meet, the normals of neither hold.
+    for k, fits in enumerate((agree & (distance < _STEP), distance < _TIGHT)):
+      better = fits & (distance < nearest[k, rows])
+      nearest[k, rows[better]] = distance[better]
+      found[k, rows[better]] = i
+  return np.where(found[0] != NO_REGION, found[0], found[1])

@@ -11,8 +11,8 @@ Dimension letters: N points, E edges of the neighbour graph.
 """
 
 import numpy as np
-from scipy.spatial import cKDTree
 
+from wsegpc_jax.regions.graph import graph_segments, grid_cells, neighbor_graph
 from wsegpc_jax.regions.planes import structural_planes
 from wsegpc_jax.types import NO_REGION, DataError
 
@@ -21,7 +21,8 @@ _PIXEL = 0.1  # metres; to measure the area of a patch
 _NEIGHBORS = 10
 _COLOR_UNIT = 50.0  # Lab units that weigh as much as perpendicular normals
 _MAX_REACH = 4.0  # times the median distance; longer edges join nothing
-_PATCH_SCALE = 10.0  # of the graph segmentation of a wall, by colour only
+_PATCH_SIZE = 60  # cubes; what hangs on a wall has at least so many
+_PATCH_SCALE = 10.0  # times that: of the segmentation of a wall by colour
 _PATCH_CONTRAST = 15.0  # Lab units between a wall and what hangs on it
 _PATCH_WIDTH = 0.8  # of the wall; wider ones are paint
 _PATCH_HEIGHT = 0.25  # metres; lower ones are baseboards
@@ -34,8 +35,8 @@ def plane_aware_superpoints(
   normal: np.ndarray,
   *,
   up_axis: int = 2,
-  scale: float = 2.0,
-  min_size: int = 60,
+  scale: float = 1.0,
+  min_size: int = 30,
   planes: tuple[np.ndarray, tuple[str, ...]] | None = None,
 ) -> np.ndarray:
   """Groups points into regions that rarely cross the border of an object.
@@ -58,44 +59,36 @@ def plane_aware_superpoints(
     int32 [N], regions 0.. without gaps.
 
   Raises:
-    DataError: on wrong shapes or values that are not finite.
+    DataError: on wrong shapes, values that are not finite, or, without
+      `planes`, a cloud larger than 1 km, which may be in millimetres.
   """
-  color = np.asarray(color)
-  if color.shape != np.shape(coord):
-    raise DataError(
-      f"color: shape {color.shape} differs from coord's {np.shape(coord)}"
-    )
   plane, kinds = planes or structural_planes(coord, normal, up_axis=up_axis)
+  coord, color, normal = _checked(coord, color, normal)
   if len(plane) != len(color):
     raise DataError(f"planes: {len(plane)} points differ from {len(color)}")
   if len(color) < 2:
     return np.zeros(len(color), np.int32)
-  coord = np.asarray(coord, np.float64)
-  normal = np.asarray(normal, np.float64)
-  coord = coord - coord.min(axis=0)
   # One point stands for all of its plane in a small cube, so that sizes mean
   # the same wherever the scan is dense or sparse.
-  key = np.floor(coord / _CELL).astype(np.int64) @ (1, 1 << 19, 1 << 38)
-  _, first, cell = np.unique(
-    np.stack([key, plane]), axis=1, return_index=True, return_inverse=True
-  )
-  cell = cell.reshape(-1)
+  first, cell = grid_cells(coord, _CELL, group=plane)
   coord, normal, fixed = coord[first], normal[first], plane[first]
-  lab = _lab(color)
-  lab = np.stack([np.bincount(cell, x) for x in lab.T], axis=1)
-  lab /= np.bincount(cell)[:, None]
-  edge, reach = _neighbor_graph(coord)
-  contrast = np.linalg.norm(lab[edge[0]] - lab[edge[1]], axis=1)
+  lab = _mean_lab(color, cell)
+  edge, reach = _cell_graph(coord, _NEIGHBORS)
+  contrast = _contrast(lab, edge)
 
-  for i, kind in enumerate(kinds):
-    if kind == "wall":
-      _split_patches(fixed, i, coord, lab, edge, contrast, up_axis, min_size)
+  walls = [i for i, kind in enumerate(kinds) if kind == "wall"]
+  patch_size = max(min_size, _PATCH_SIZE)
+  part = _wall_parts(fixed, walls, edge, contrast, patch_size)
+  for wall in walls:
+    _split_patches(fixed, wall, part, coord, lab, up_axis, patch_size)
 
-  free = (fixed[edge] == NO_REGION).all(axis=0) & reach
-  cosine = np.abs(np.sum(normal[edge[0]] * normal[edge[1]], axis=1))
-  weight = 1 - cosine + (contrast / _COLOR_UNIT) ** 2
-  region = _graph_segments(
-    len(coord), edge[:, free], weight[free], scale, min_size
+  free = (fixed[edge[0]] == NO_REGION) & (fixed[edge[1]] == NO_REGION) & reach
+  region = graph_segments(
+    len(coord),
+    edge[:, free],
+    _unlike(normal, edge[:, free], contrast[free]),
+    scale=scale,
+    min_size=min_size,
   )
   region = np.where(fixed == NO_REGION, region + fixed.max() + 1, fixed)
   _absorb_crumbs(region, fixed, edge[:, reach], min_size)
@@ -103,81 +96,121 @@ def plane_aware_superpoints(
   return region.astype(np.int32)
 
 
-def _neighbor_graph(coord):
-  """Edges [2, E], each once, and bool [E]: those of ordinary length."""
-  k = min(_NEIGHBORS + 1, len(coord))
-  distance, index = cKDTree(coord).query(coord, k=k, workers=-1)
-  distance = distance.reshape(len(coord), k)
-  source = np.repeat(np.arange(len(coord)), k)
-  edge = np.stack([source, index.ravel()])
-  edge.sort(axis=0)
-  key, first = np.unique(edge[0] * len(coord) + edge[1], return_index=True)
-  first = first[key // len(coord) != key % len(coord)]
-  length = distance.ravel()[first]
-  return edge[:, first], length <= _MAX_REACH * np.median(distance[:, -1])
+def graph_superpoints(
+  coord: np.ndarray,
+  color: np.ndarray,
+  normal: np.ndarray,
+  *,
+  neighbors: int = _NEIGHBORS,
+  scale: float = 1.0,
+  min_size: int = 30,
+) -> np.ndarray:
+  """Segments the neighbour graph of a cloud by normals and colour alone.
 
+  Nodes are cubes of 3 cm with a point in them; edges lead to the nearest ones
+  and weigh 1 - |n . n'| + (difference in CIE Lab / 50)^2. Large surfaces may
+  fall into several regions, as nothing looks past what interrupts them.
 
-def _graph_segments(n, edge, weight, scale, min_size):
-  """Felzenszwalb and Huttenlocher's segmentation; int [N], any numbers.
+  Args:
+    coord: float [N, 3], metres.
+    color: uint8 [N, 3], RGB.
+    normal: float [N, 3], unit length; the sign does not matter.
+    neighbors: edges of each cube.
+    scale: larger gives larger regions.
+    min_size: cubes; smaller regions join the neighbour most alike.
 
-  Two regions join over their lightest edge when it is not heavier than the
-  heaviest edge inside either of them plus scale / size.
+  Returns:
+    int32 [N], regions 0.. without gaps.
+
+  Raises:
+    DataError: on wrong shapes or values that are not finite.
   """
-  order = np.argsort(weight, kind="stable")
-  source, target = edge[:, order].tolist()
-  weights = weight[order].tolist()
-  parent = list(range(n))
-  size = [1] * n
-  limit = [scale] * n
-
-  def find(i):
-    while parent[i] != i:
-      parent[i] = parent[parent[i]]
-      i = parent[i]
-    return i
-
-  def join(a, b, w):
-    if size[a] < size[b]:
-      a, b = b, a
-    parent[b] = a
-    size[a] += size[b]
-    limit[a] = w + scale / size[a]
-
-  for a, b, w in zip(source, target, weights, strict=True):
-    a, b = find(a), find(b)
-    if a != b and w <= limit[a] and w <= limit[b]:
-      join(a, b, w)
-  for a, b, w in zip(source, target, weights, strict=True):
-    a, b = find(a), find(b)
-    if a != b and (size[a] < min_size or size[b] < min_size):
-      join(a, b, w)
-  return np.array([find(i) for i in range(n)])
+  coord, color, normal = _checked(coord, color, normal)
+  if neighbors < 1:
+    raise DataError(f"neighbors: expected at least 1, got {neighbors}")
+  if len(coord) < 2:
+    return np.zeros(len(coord), np.int32)
+  first, cell = grid_cells(coord, _CELL)
+  edge, reach = _cell_graph(coord[first], neighbors)
+  edge = edge[:, reach]
+  contrast = _contrast(_mean_lab(color, cell), edge)
+  weight = _unlike(normal[first], edge, contrast)
+  region = graph_segments(
+    len(first), edge, weight, scale=scale, min_size=min_size
+  )
+  return region[cell]
 
 
-def _split_patches(fixed, wall, coord, lab, edge, contrast, up_axis, min_size):
-  """Gives patches of another colour on a wall numbers of their own."""
+def _checked(coord, color, normal):
+  coord = np.asarray(coord, np.float64)
+  normal = np.asarray(normal, np.float64)
+  color = np.asarray(color)
+  if coord.ndim != 2 or coord.shape[1] != 3:
+    raise DataError(f"coord: expected shape [N, 3], got {coord.shape}")
+  for name, value in (("color", color), ("normal", normal)):
+    if value.shape != coord.shape:
+      raise DataError(
+        f"{name}: shape {value.shape} differs from coord's {coord.shape}"
+      )
+  if color.dtype != np.uint8:
+    raise DataError(f"color: expected uint8, got {color.dtype}")
+  for name, value in (("coord", coord), ("normal", normal)):
+    if not np.isfinite(value).all():
+      raise DataError(f"{name}: expected finite values, got NaN or infinity")
+  return coord, color, normal
+
+
+def _cell_graph(coord, neighbors):
+  """Edges [2, E], each once, and bool [E]: those of ordinary length."""
+  edge, length, far = neighbor_graph(coord, neighbors)
+  return edge, length <= _MAX_REACH * np.median(far)
+
+
+def _contrast(lab, edge):
+  """Difference in colour along edges [2, E], Lab units."""
+  return np.linalg.norm(lab[edge[0]] - lab[edge[1]], axis=1)
+
+
+def _unlike(normal, edge, contrast):
+  """Weights of edges [2, E], 0 within a surface of one colour."""
+  cosine = np.einsum("ej,ej->e", normal[edge[0]], normal[edge[1]])
+  return 1 - np.abs(cosine) + (contrast / _COLOR_UNIT) ** 2
+
+
+def _wall_parts(fixed, walls, edge, contrast, min_size):
+  """Segments each wall by colour; int32 [N], also for what is on none."""
+  on_wall = np.append(np.isin(np.arange(fixed.max() + 1), walls), False)
+  own = np.where(on_wall[fixed], fixed, NO_REGION)
+  inside = (own[edge[0]] == own[edge[1]]) & (own[edge[0]] != NO_REGION)
+  return graph_segments(
+    len(fixed),
+    edge[:, inside],
+    contrast[inside],
+    scale=_PATCH_SCALE * min_size,
+    min_size=min_size,
+  )
+
+
+def _split_patches(fixed, wall, part, coord, lab, up_axis, min_size):
+  """Gives parts of another colour on a wall numbers of their own."""
   members = np.flatnonzero(fixed == wall)
   if not len(members):
     return
-  inside = (fixed[edge] == wall).all(axis=0)
-  part = _graph_segments(
-    len(members),
-    np.searchsorted(members, edge[:, inside]),
-    contrast[inside],
-    _PATCH_SCALE * min_size,
-    min_size,
+  _, part, size = np.unique(
+    part[members], return_inverse=True, return_counts=True
   )
-  names, part, size = np.unique(part, return_inverse=True, return_counts=True)
   # Light changes along a wall: lightness counts half.
   shade = lab[members] * (0.5, 1.0, 1.0)
-  middle = [np.median(shade[part == i], axis=0) for i in range(len(names))]
+  rows = np.split(np.argsort(part, kind="stable"), np.cumsum(size)[:-1])
+  middle = np.array([np.median(shade[r], axis=0) for r in rows])
   contrast = np.linalg.norm(middle - middle[size.argmax()], axis=1)
   level = np.delete(coord[members], up_axis, axis=1)
-  _, _, axis = np.linalg.svd(level - level.mean(axis=0), full_matrices=False)
-  along = np.stack([level @ axis[0], coord[members, up_axis]], axis=1)
+  level = level - level.mean(axis=0)
+  _, axis = np.linalg.eigh(level.T @ level)
+  along = np.stack([level @ axis[:, -1], coord[members, up_axis]], axis=1)
   width = np.ptp(along[:, 0])
   for i in np.flatnonzero((contrast > _PATCH_CONTRAST) & (size >= min_size)):
-    place = along[part == i]
+    place = along[rows[i]]
     extent = np.ptp(place, axis=0)
     area = len(np.unique(np.floor(place / _PIXEL), axis=0)) * _PIXEL**2
     if (
@@ -185,7 +218,7 @@ def _split_patches(fixed, wall, coord, lab, edge, contrast, up_axis, min_size):
       and extent[1] > _PATCH_HEIGHT
       and area > _PATCH_FILL * (extent + _PIXEL).prod()
     ):
-      fixed[members[part == i]] = fixed.max() + 1
+      fixed[members[rows[i]]] = fixed.max() + 1
 
 
 def _absorb_crumbs(region, fixed, edge, min_size):
@@ -204,6 +237,12 @@ def _absorb_crumbs(region, fixed, edge, min_size):
     new[pairs[0][best]] = pairs[1][best]  # the last of each crumb stays
     region[:] = np.where(small, new[region], region)
     small &= size[region] < min_size
+
+
+def _mean_lab(color, cell):
+  """Mean CIE L*a*b* of the points [N] of each cell, float64 [M, 3]."""
+  lab = np.stack([np.bincount(cell, x) for x in _lab(color).T], axis=1)
+  return lab / np.bincount(cell)[:, None]
 
 
 def _lab(color):
