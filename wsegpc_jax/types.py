@@ -54,22 +54,25 @@ class Scene:
   Attributes:
     name: folder name of the scene, unique in its dataset.
     coord: float32 [N, 3], metres, z up.
-    color: uint8 [N, 3], RGB.
-    normal: float32 [N, 3], unit length, or zero where unknown.
+    color: uint8 [N, 3], RGB; None of a laser scan.
+    normal: float32 [N, 3], unit length, or zero where unknown; None of a laser
+      scan.
     tags: bool [K], the classes that occur in the scene.
     label: int32 [N] in 0..K-1, IGNORE_LABEL = not scored; None if unknown.
     superpoint: int32 [N] from 0, NO_REGION = none; None if not computed.
     frames: names of the posed frames, in order; may be empty.
+    intensity: float32 [N], remission of a laser scan; None without one.
   """
 
   name: str
   coord: np.ndarray
-  color: np.ndarray
-  normal: np.ndarray
+  color: np.ndarray | None
+  normal: np.ndarray | None
   tags: np.ndarray
   label: np.ndarray | None = None
   superpoint: np.ndarray | None = None
   frames: tuple[str, ...] = ()
+  intensity: np.ndarray | None = None
 
 
 @flax.struct.dataclass
@@ -170,6 +173,8 @@ class TrainState:
     ema_params, ema_batch_stats: the teacher's variables; None without one.
     selected_3d, selected_2d: exact counters of the class-wise cutoff (see
       `losses.region_point`); None without one.
+    memory: what else a method keeps from step to step, such as the centres and
+      queues of `methods.clustering`; None without.
   """
 
   step: Int32[Array, ""]
@@ -180,3 +185,4 @@ class TrainState:
   ema_batch_stats: Any = None
   selected_3d: Int32[Array, "2 k"] | None = None
   selected_2d: Int32[Array, "2 k"] | None = None
+  memory: Any = None

@@ -41,6 +41,7 @@ class Layout:
     num_views: images a scene, S.
     image_size: (H, W).
     num_pairs: pairs a scene, P.
+    channels: features of a voxel.
   """
 
   buckets: tuple[int, ...]
@@ -48,6 +49,7 @@ class Layout:
   num_views: int = 0
   image_size: tuple[int, int] = (0, 0)
   num_pairs: int = 0
+  channels: int = 6
 
   def capacities(self, bucket: int) -> Capacities:
     """All capacities that a bucket index stands for."""
@@ -153,7 +155,9 @@ def collate(
       )
   rows = room.levels[0]
   batch = Batch(
-    student=_collate_view([s.student for s in samples], room.levels),
+    student=_collate_view(
+      [s.student for s in samples], room.levels, layout.channels
+    ),
     label=_rows([s.label for s in samples], rows, IGNORE_LABEL),
     scene_mask=np.arange(layout.slots) < len(samples),
     tags=_tags([s.tags for s in samples], layout.slots, num_classes),
@@ -167,7 +171,9 @@ def collate(
       room.superpoints,
     )
     batch = batch.replace(
-      teacher=_collate_view([s.teacher for s in samples], room.levels),
+      teacher=_collate_view(
+        [s.teacher for s in samples], room.levels, layout.channels
+      ),
       teacher_row=_rows(links, rows, rows),
       superpoint=_rows(superpoints, rows, room.superpoints),
       num_superpoints=room.superpoints,
@@ -186,12 +192,11 @@ def stack(batches: Sequence[Batch]) -> Batch:
   return jax.tree.map(lambda *a: np.stack(a), *batches)
 
 
-def _collate_view(views, levels) -> View:
+def _collate_view(views, levels, channels) -> View:
   coords = [
     np.concatenate([np.full((len(v.coords), 1), i, np.int32), v.coords], 1)
     for i, v in enumerate(views)
   ]
-  channels = views[0].features.shape[1] if views else 6
   return View(
     coords=_rows(coords, levels[0], -1, shape=(4,)),
     features=_rows(
