@@ -1,26 +1,31 @@
 """Reads pickles of plain data without running what they name.
 
-A pickle is a program: it may name any function and call it. Here every name is
-looked up in a short list, and the entries of the list are constructors of this
-file that check their arguments, so neither an import nor a call of the file's
-choice can happen. numpy's own constructors are replaced too, because they
-trust the sizes and the dtype that the file states.
+The constructors of containers and of numpy arrays are replaced by those of this
+file, which check their arguments: numpy's own trust the sizes and the dtype
+that the file states.
 """
 
 import collections
+import contextlib
 import math
+import operator
 import os
-import pickle
+import re
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 import numpy as np
 
+from wsegpc_jax.interop.pickle_machine import (
+  Refused,
+  StandIn,
+  Unpickler,
+  brief,
+  resolve,
+)
 from wsegpc_jax.types import DataError
 
-_MAX_EMPTY = 1 << 24  # items of an array whose content takes no bytes
-
-
-class _Refused(Exception):
-  pass
+_MAX_EMPTY = 1 << 24  # length of an axis of an array without content
 
 
 def load_pickle(path: str | os.PathLike, *, max_bytes: int = 1 << 30):
@@ -42,234 +47,216 @@ def load_pickle(path: str | os.PathLike, *, max_bytes: int = 1 << 30):
     DataError: if the file is missing, too large or damaged, or names anything
       else; the sentence gives the name, and nothing of it was imported or run.
   """
+  with reading(path, "pickle", max_bytes) as (file, size):
+    return resolve(Unpickler(file, size, NAMES).load(), size)
+
+
+@contextlib.contextmanager
+def reading(
+  path: str | os.PathLike, what: str, max_bytes: int
+) -> Iterator[tuple[BinaryIO, int]]:
+  """Opens a file of at most `max_bytes`: gives it and its size.
+
+  Raises:
+    DataError: in place of whatever a missing or damaged file leads to.
+  """
   path = os.fspath(path)
   try:
-    size = os.path.getsize(path)
-    if size > max_bytes:
-      raise DataError(
-        f"{path}: expected a pickle of at most {max_bytes} bytes, got {size}"
-      )
-    with open(path, "rb") as f:
-      return _resolve(_Unpickler(f, encoding="latin1").load())
+    with open(path, "rb") as file:
+      size = file.seek(0, os.SEEK_END)
+      file.seek(0)
+      if size > max_bytes:
+        raise DataError(
+          f"{path}: expected a {what} of at most {max_bytes} bytes, got {size}"
+        )
+      yield file, size
   except DataError:
     raise
-  except _Refused as e:
-    raise DataError(f"{path}: refused, {e}") from None
+  except Refused as e:
+    raise DataError(f"{path}: refused, {brief(e)}") from None
   except OSError as e:
     raise DataError(f"{path}: cannot be read ({e.strerror})") from e
-  # A damaged pickle can fail in any way that its opcodes can.
+  # A damaged file can fail in any way that its opcodes can.
   except Exception as e:
     raise DataError(
-      f"{path}: expected an intact pickle, got {type(e).__name__}: {e}"
+      f"{path}: expected an intact {what}, got {type(e).__name__}: {brief(e)}"
     ) from e
 
 
-class _Unpickler(pickle.Unpickler):
-  def find_class(self, module, name):
-    function = _ALLOWED.get(_MODULES.get(module, module) + "." + name)
-    if function is None:
-      raise _Refused(f"the pickle names {module}.{name}, which is not data")
-    return _Constructor(function)
+def check_bools(content: np.ndarray) -> None:
+  """Refuses bytes, uint8 [n], that are no bools.
 
-  def persistent_load(self, pid):
-    raise _Refused("the pickle refers to an object outside of the file")
-
-
-class _Constructor:
-  """What a name stands for while loading: callable, and nothing else.
-
-  A new one is made for each mention and setting its state is refused, so a
-  pickle cannot alter the functions behind it.
+  numpy counts on 0 and 1, for instance when a mask tells it how much to take.
   """
-
-  __slots__ = ("_function",)
-
-  def __init__(self, function):
-    self._function = function
-
-  def __call__(self, *args):
-    return self._function(*args)
-
-  def __setstate__(self, state):
-    raise _Refused("the pickle sets the state of a function")
+  if content.size and content.max() > 1:
+    raise ValueError("bools that are neither 0 nor 1")
 
 
-class _DType:
-  """A dtype being read; `__setstate__` takes the byte order only."""
+class _DType(StandIn):
+  """A dtype being read; `set_state` takes the byte order only."""
 
   __slots__ = ("value",)
-  __hash__ = None
 
-  def __init__(self, name, align=False, copy=False):
+  def __init__(self, unpickler, name, align=False, copy=False):
     if isinstance(name, bytes):
       name = name.decode("latin1")
-    if not isinstance(name, str):
-      raise _Refused("the pickle holds a dtype that is not a plain one")
+    if not isinstance(name, str) or not _PLAIN_DTYPE.fullmatch(name):
+      name = brief(name) if isinstance(name, str) else type(name).__name__
+      raise Refused(f"the pickle holds the dtype {name!r}, not a plain one")
     self.value = np.dtype(name)
-    if self.value.kind not in "biufcSUO" or self.value.shape:
-      raise _Refused(f"the pickle holds the dtype {name!r}, not a plain one")
 
-  def __setstate__(self, state):
+  def set_state(self, unpickler, state):
     _, order, base, names, fields = state[:5]
-    if (base, names, fields) != (None, None, None):
-      raise _Refused("the pickle holds a structured dtype")
-    if isinstance(order, bytes):
-      order = order.decode("latin1")
-    if order in ("<", ">"):
-      self.value = self.value.newbyteorder(order)
+    if not (base is names is fields is None):
+      raise Refused("the pickle holds a structured dtype")
+    if order in (">", b">"):
+      self.value = self.value.newbyteorder(">")
+    elif order in ("<", b"<"):
+      self.value = self.value.newbyteorder("<")
+
+  def result(self):
+    return self.value
 
 
-class _Array:
-  """An array being read; `fill` or `__setstate__` brings the content.
+_PLAIN_DTYPE = re.compile(r"[<>=|]?(\?|[biufcSUO]\d{0,9})")
 
-  Object arrays stay one-dimensional until their items are resolved.
-  """
 
-  __slots__ = ("value", "shape")
-  __hash__ = None
+class _Array(StandIn):
+  """An array being read; `fill` or `set_state` brings the content."""
+
+  __slots__ = ("value",)
 
   def __init__(self):
-    self.fill(b"", np.dtype(np.int8), (0,), "C")
+    self.value = np.zeros(0, np.int8)
 
-  def __setstate__(self, state):
+  def set_state(self, unpickler, state):
     shape, dtype, fortran, data = state[-4:]
-    self.fill(data, dtype.value, shape, "F" if fortran else "C")
+    self.fill(unpickler, data, dtype, shape, "F" if fortran else "C")
 
-  def fill(self, data, dtype, shape, order):
-    self.shape = tuple(int(n) for n in shape)
+  def fill(self, unpickler, data, dtype, shape, order):
+    if not isinstance(dtype, _DType):
+      raise ValueError("array without a dtype")
+    dtype = dtype.value
+    shape = tuple(map(operator.index, shape))
     # numpy lists objects row by row, whatever the order in memory.
-    order = "C" if dtype.hasobject else order
+    order = "C" if dtype.hasobject or order != "F" else "F"
     if isinstance(data, str):  # Python 2
       data = data.encode("latin1")
-    count = math.prod(self.shape)
+    if not isinstance(data, list if dtype.hasobject else bytes | bytearray):
+      raise ValueError(f"array whose content is a {type(data).__name__}")
+    count = math.prod(shape)
     size = dtype.itemsize
     have = len(data) if dtype.hasobject else len(data) // size if size else 0
-    if min(self.shape, default=0) < 0 or (have != count and size):
-      raise ValueError(f"array of shape {shape} with {have} items of content")
+    if min(shape, default=0) < 0 or (have != count and size):
+      raise ValueError(f"array of shape {shape} with {have} items")
+    unpickler.charge(max(count * size, count))
     if dtype.hasobject:
-      if not isinstance(data, list):
-        raise ValueError("object array without a list of objects")
-      self.value = np.empty(count, object)
+      flat = np.empty(count, object)
       for i, item in enumerate(data):
-        self.value[i] = item
+        flat[i] = item
+      self.value = flat.reshape(shape)
     elif size == 0 or count == 0:
-      if max(self.shape, default=0) > _MAX_EMPTY or count > _MAX_EMPTY:
+      if max(shape, default=0) > _MAX_EMPTY:
         raise ValueError(f"array of shape {shape} without content")
-      self.value = np.zeros(self.shape, dtype)
+      self.value = np.zeros(shape, dtype)
     else:
+      if dtype == np.bool_:
+        check_bools(np.frombuffer(data, np.uint8))
       flat = np.frombuffer(data, dtype, count)
-      self.value = flat.reshape(self.shape, order=order).copy(order="K")
+      self.value = flat.reshape(shape, order=order).copy(order="K")
+
+  def result(self):
+    return self.value
 
 
-def _reconstruct(kind, shape, code):
-  del kind, shape, code  # always ndarray, (0,), b'b': the state says the rest
+def _reconstruct(unpickler, *unused):
+  del unused  # always ndarray, (0,), b'b': the state says the rest
   return _Array()
 
 
-def _frombuffer(data, dtype, shape, order):
+def _frombuffer(unpickler, data, dtype, shape, order):
   array = _Array()
-  array.fill(data, dtype.value, shape, order)
+  array.fill(unpickler, data, dtype, shape, order)
   return array
 
 
-def _scalar(dtype, data):
-  if dtype.value.hasobject:
-    raise _Refused("the pickle holds a numpy scalar of an object dtype")
+def _scalar(unpickler, dtype, data):
+  if isinstance(dtype, _DType) and dtype.value.hasobject:
+    raise Refused("the pickle holds a numpy scalar of an object dtype")
   array = _Array()
-  array.fill(data, dtype.value, (), "C")
+  array.fill(unpickler, data, dtype, (), "C")
   return array.value[()]
 
 
-def _encode(text, encoding):
+def _encode(unpickler, text, encoding):
   if encoding not in ("latin1", "latin-1"):
-    raise _Refused(f"the pickle encodes with {encoding!r}")
+    raise Refused("the pickle encodes with something else than latin1")
+  unpickler.charge(len(text))
   return text.encode("latin1")
 
 
-def _bytes(*args):
-  if args:
-    raise _Refused("the pickle calls bytes with arguments")
+def _bytes(unpickler, *arguments):
+  if arguments:
+    raise Refused("the pickle calls bytes with arguments")
   return b""
 
 
-def _bytearray(data=b"", encoding="latin1"):
+def _bytearray(unpickler, data=b"", encoding="latin1"):
   if isinstance(data, str):
-    return bytearray(_encode(data, encoding))
+    data = _encode(unpickler, data, encoding)
   if not isinstance(data, bytes):
-    raise _Refused("the pickle calls bytearray with something else than bytes")
+    raise Refused("the pickle calls bytearray with something else than bytes")
+  unpickler.charge(len(data))
   return bytearray(data)
 
 
-def _container(kind):
-  def build(items=()):
+def _number_of(kind):
+  def build(unpickler, *arguments):
+    if not all(isinstance(a, int | float | complex | str) for a in arguments):
+      raise Refused(f"the pickle calls {kind.__name__} without a number")
+    return kind(*arguments)
+
+  return build
+
+
+def container(kind: type) -> Callable:
+  """The constructor of a kind of list, tuple, dict, set or frozenset."""
+
+  def build(unpickler, items=()):
     if not isinstance(items, list | tuple | dict | set | frozenset):
-      raise _Refused(f"the pickle calls {kind.__name__} without a container")
+      raise Refused(f"the pickle calls {kind.__name__} without a container")
+    unpickler.charge(8 * len(items))
+    if issubclass(kind, dict):
+      pairs = items.items() if isinstance(items, dict) else items
+      items = [(key, value) for key, value in pairs]
+    if issubclass(kind, dict | set | frozenset):
+      for item in items:
+        unpickler.check_key(item[0] if issubclass(kind, dict) else item)
     return kind(items)
 
   return build
 
 
-_MODULES = {
-  "__builtin__": "builtins",
-  "numpy.core.multiarray": "numpy._core.multiarray",
-  "numpy.core.numeric": "numpy._core.numeric",
-}
-
-_ALLOWED = {
-  "builtins.bool": bool,
-  "builtins.bytearray": _bytearray,
-  "builtins.bytes": _bytes,
-  "builtins.complex": complex,
-  "builtins.float": float,
-  "builtins.int": int,
-  "builtins.slice": slice,
-  "collections.OrderedDict": _container(collections.OrderedDict),
-  "_codecs.encode": _encode,
-  "numpy.dtype": _DType,
-  "numpy.ndarray": _reconstruct,
-  "numpy._core.multiarray._reconstruct": _reconstruct,
-  "numpy._core.multiarray.scalar": _scalar,
-  "numpy._core.numeric._frombuffer": _frombuffer,
-} | {
-  "builtins." + kind.__name__: _container(kind)
-  for kind in (dict, frozenset, list, set, tuple)
-}
-
-
-def _resolve(root):
-  """Puts the arrays and dtypes read in place of their stand-ins.
-
-  Containers are visited once each, whatever refers to them. Lists, dicts and
-  object arrays change in place; tuples with a stand-in inside are made anew.
-  """
-  done = {}  # id -> (the item, kept so that its id is not given again, result)
-
-  def visit(item):
-    if isinstance(item, _Constructor):
-      raise _Refused("the pickle holds a function or a type")
-    if isinstance(item, _DType):
-      return item.value
-    if not isinstance(item, _Array | list | tuple | dict):
-      return item
-    if id(item) in done:
-      return done[id(item)][1]
-    result = item.value if isinstance(item, _Array) else item
-    done[id(item)] = item, result
-    if isinstance(item, _Array):
-      if result.dtype.hasobject:
-        for i in range(result.size):
-          result[i] = visit(result[i])
-        result = result.reshape(item.shape)
-    elif isinstance(item, list):
-      item[:] = map(visit, item)
-    elif isinstance(item, dict):
-      for key, value in item.items():
-        item[key] = visit(value)
-    else:
-      new = tuple(map(visit, item))
-      if any(a is not b for a, b in zip(new, item, strict=True)):
-        result = new
-    done[id(item)] = item, result
-    return result
-
-  return visit(root)
+# What names stand for: functions of the unpickler and their arguments.
+NAMES = (
+  {
+    "builtins.bytearray": _bytearray,
+    "builtins.bytes": _bytes,
+    "builtins.slice": lambda unpickler, *arguments: slice(*arguments),
+    "collections.OrderedDict": container(collections.OrderedDict),
+    "_codecs.encode": _encode,
+    "numpy.dtype": _DType,
+    "numpy.ndarray": _reconstruct,
+    "numpy._core.multiarray._reconstruct": _reconstruct,
+    "numpy._core.multiarray.scalar": _scalar,
+    "numpy._core.numeric._frombuffer": _frombuffer,
+  }
+  | {
+    "builtins." + kind.__name__: container(kind)
+    for kind in (dict, frozenset, list, set, tuple)
+  }
+  | {
+    "builtins." + kind.__name__: _number_of(kind)
+    for kind in (bool, complex, float, int)
+  }
+)
