@@ -1,0 +1,1 @@
+"""Looking at scenes: layers of colours, pictures, the browser viewer."""
