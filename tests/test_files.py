@@ -1,10 +1,13 @@
 """Files appear whole or not at all."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
-from wsegpc_jax.files import atomic_write
+from wsegpc_jax.files import atomic_write, exclusive
+from wsegpc_jax.types import DataError
 
 
 def test_what_was_there_survives_an_error(tmp_path):
@@ -31,3 +34,33 @@ def test_folders_are_made_and_names_kept(tmp_path):
   with atomic_write(path, "w") as file:
     file.write("ä")
   assert path.read_bytes() == "ä".encode()
+
+
+_HOLD = """
+import sys
+from wsegpc_jax.files import exclusive
+with exclusive(sys.argv[1]):
+  print("has it", flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_a_folder_belongs_to_one_process_until_it_dies(tmp_path):
+  folder = tmp_path / "run"
+  holder = subprocess.Popen(
+    [sys.executable, "-c", _HOLD, str(folder)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  with holder:
+    assert holder.stdout.readline() == "has it\n"
+    with pytest.raises(DataError, match=f"in use.*process {holder.pid}"):
+      with exclusive(folder):
+        pass
+    holder.kill()  # as hard as it gets
+    holder.wait()
+  with exclusive(folder):
+    pass
+  with exclusive(folder):  # and given back
+    pass

@@ -1,4 +1,4 @@
-"""Writing files all or nothing."""
+"""Writing files all or nothing, and by one process at a time."""
 
 import contextlib
 import errno
@@ -6,6 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+try:
+  import fcntl
+except ImportError:  # Windows: runs are not kept apart there
+  fcntl = None
+
+from wsegpc_jax.types import DataError
+
+_LOCK = ".lock"
 
 
 def write_error(path: str | os.PathLike, error: OSError) -> OSError:
@@ -45,3 +54,34 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     if isinstance(error, OSError):
       raise write_error(path, error) from error
     raise
+
+
+@contextlib.contextmanager
+def exclusive(folder: str | os.PathLike) -> Iterator[None]:
+  """Keeps a folder for this process, which may die at any time.
+
+  The folder is made if need be. The operating system lets go of the lock when
+  the process ends, so that nothing is left behind by one that was killed.
+
+  Raises:
+    DataError: another process has the folder.
+  """
+  Path(folder).mkdir(parents=True, exist_ok=True)
+  path = Path(folder) / _LOCK
+  with open(path, "a+", encoding="utf-8") as file:
+    if fcntl is not None:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        raise DataError(
+          f"{folder} is in use by another run (process {owner}); wait for it, "
+          "or use another working directory"
+        ) from None
+      except OSError:
+        pass  # a file system without locks
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    yield

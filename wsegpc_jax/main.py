@@ -12,6 +12,8 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 _MODES = ("train", "eval", "label", "predict")
+# Seconds after which a process that is gone ends the others, too.
+_HEARTBEAT = 20
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file in configs/; file.py:variant selects a variant."
@@ -43,7 +45,10 @@ def _run() -> None:
     raise DataError("--num_processes above 1 needs --coordinator=HOST:PORT")
   if _COORDINATOR.value:
     jax.distributed.initialize(
-      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+      _COORDINATOR.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      heartbeat_timeout_seconds=_HEARTBEAT,
     )
   if not jax.config.jax_compilation_cache_dir:
     # A resumed run, and the other modes, find what was compiled already.
@@ -88,7 +93,10 @@ def main(argv: list[str]) -> None:
   try:
     _run()
   except (DataError, FloatingPointError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    if _COORDINATOR.value:
+      # An ordinary exit would wait for the others, which wait for this one.
+      os._exit(2)
     sys.exit(2)
 
 
