@@ -30,7 +30,11 @@ class Segmentation:
   def init(self, seed: int, batch: Batch) -> TrainState:
     """A fresh state, without a teacher."""
     variables = initialize.init_variables(
-      self.model, seed, batch.student.features, _plan(batch), train=False
+      self.model,
+      seed,
+      batch.student.features,
+      jax.eval_shape(_plan, batch),
+      train=False,
     )
     return TrainState(
       step=np.zeros((), np.int32),
