@@ -5,147 +5,41 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from wsegpc_jax import checkpoints, experiment, writers
-from wsegpc_jax.data import batching, parts, samples
+from wsegpc_jax.data import samples, test_time
 from wsegpc_jax.data.dataset import Dataset
 from wsegpc_jax.interop import scannet
+from wsegpc_jax.metrics import scene_matrices
 from wsegpc_jax.metrics import segmentation as metrics
-from wsegpc_jax.types import DataError, Frame, Scene
+from wsegpc_jax.metrics.scene_matrices import SceneMatrices
+from wsegpc_jax.predictor import (
+  Predictor,
+  ScenePrediction,
+  average_superpoints,
+)
+from wsegpc_jax.types import DataError, Scene
 
 logger = logging.getLogger(__name__)
-
-_MASKED = -1e6  # logit of a class that is known to be absent
-
-
-@dataclasses.dataclass(frozen=True)
-class ScenePrediction:
-  """What a network says of a scene.
-
-  Attributes:
-    probabilities: float32 [N, K], of each point.
-    label_2d: int32 [S, H, W], of the views; None without images.
-    truth_2d: int32 [S, H, W], IGNORE_LABEL = unknown; None without images.
-  """
-
-  probabilities: np.ndarray
-  label_2d: np.ndarray | None = None
-  truth_2d: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """Scores of a split in 3D, and in 2D where the views are labelled."""
+  """Scores of a split.
+
+  Attributes:
+    points: in 3D.
+    pixels: in 2D, where the views are labelled.
+    scenes: what `points` is the sum of; scenes without labels are not there.
+  """
 
   points: metrics.SegmentationScores
   pixels: metrics.SegmentationScores | None = None
-
-
-class Predictor:
-  """Runs a network on scenes of any size, one compiled program a bucket."""
-
-  def __init__(self, config: ConfigDict, method: Any, num_classes: int):
-    """method: has `predict(variables, batch)`, see `methods`."""
-    self._settings = experiment.sample_settings(config)
-    self._layout = experiment.layout(config, slots=1)
-    self._num_classes = num_classes
-
-    def run(variables, batch, tags):
-      out = method.predict(variables, batch)
-      logits = jnp.where(tags, out["logits_3d"], _MASKED)
-      probabilities = jax.nn.softmax(logits)
-      label_2d = None
-      if "logits_2d" in out:
-        logits = jnp.where(tags, out["logits_2d"], _MASKED)
-        label_2d = logits.argmax(-1).astype(jnp.int32)
-      return probabilities, label_2d
-
-    self._run = jax.jit(run)
-
-  def __call__(
-    self,
-    variables: dict,
-    scene: Scene,
-    frames: tuple[Frame, ...] = (),
-    *,
-    tags: np.ndarray | None = None,
-  ) -> ScenePrediction:
-    """Predicts all points of a scene.
-
-    A scene larger than the largest bucket is predicted in overlapping parts,
-    each point by the part in whose core it lies.
-
-    Args:
-      variables: "params" and "batch_stats".
-      scene: the scan; its labels are not looked at.
-      frames: of the 2D branch; () leaves it out.
-      tags: bool [K], classes that may be predicted; None = all.
-    """
-    if tags is None:
-      tags = np.ones(self._num_classes, bool)
-    probabilities = np.empty((len(scene.coord), self._num_classes), np.float32)
-    label_2d = truth_2d = None
-    for part in parts.split(scene.coord, fits=self._fits):
-      # The images belong to the whole scene: they go with its first part.
-      own = frames if label_2d is None else ()
-      subset = parts.take(scene, part.points)
-      sample = samples.evaluation_sample(subset, own, self._settings)
-      out, pixels = self._run(variables, self._batch(sample), tags)
-      rows = np.asarray(out)[sample.inverse[part.core]]
-      probabilities[part.points[part.core]] = rows
-      if pixels is not None:
-        label_2d, truth_2d = np.asarray(pixels), sample.images.label
-    return ScenePrediction(probabilities, label_2d, truth_2d)
-
-  def _fits(self, coord: np.ndarray) -> bool:
-    voxels = samples.voxel_lib.voxelize(coord, self._settings.voxel_size)
-    room = self._layout.capacities(len(self._layout.buckets) - 1).levels
-    pairs = zip(voxels.level_counts, room, strict=True)
-    return all(n <= m for n, m in pairs)
-
-  def _batch(self, sample):
-    bucket = batching.choose_bucket([sample], self._layout)
-    layout = self._layout
-    if sample.images is None:
-      layout = dataclasses.replace(layout, num_views=0)
-    return batching.collate(
-      [sample],
-      dataclasses.replace(layout, num_pairs=0),
-      bucket,
-      num_classes=self._num_classes,
-      teacher=False,
-    )
-
-
-def average_superpoints(
-  probabilities: np.ndarray, superpoint: np.ndarray | None, how: str
-) -> np.ndarray:
-  """Mean over each superpoint ("mean"), or half of it and half the own.
-
-  Args:
-    probabilities: float32 [N, K].
-    superpoint: int32 [N], negative = none: such points keep their own.
-    how: "none", "mean" or "half".
-  """
-  if how == "none" or superpoint is None or not (superpoint >= 0).any():
-    return probabilities
-  inside = superpoint >= 0
-  _, region = np.unique(superpoint[inside], return_inverse=True)
-  own = probabilities[inside]
-  number = np.bincount(region)
-  mean = np.stack(
-    [np.bincount(region, own[:, k]) for k in range(own.shape[1])], 1
-  )
-  mean = (mean / number[:, None])[region].astype(np.float32)
-  out = probabilities.copy()
-  out[inside] = mean if how == "mean" else (mean + own) / 2
-  return out
+  scenes: SceneMatrices | None = None
 
 
 def predict_scenes(
@@ -157,8 +51,18 @@ def predict_scenes(
   *,
   use_tags: bool,
   superpoints: str,
+  tta: str = "none",
 ) -> Iterator[tuple[Scene, ScenePrediction]]:
-  """Scenes with their predictions, one after the other."""
+  """Scenes with their predictions, one after the other.
+
+  Args:
+    predictor, variables: the network.
+    dataset, names: the scenes.
+    config: for the views that the 2D branch sees.
+    use_tags: whether only the scene's tags may be predicted.
+    superpoints: how they are averaged, see `average_superpoints`.
+    tta: test-time augmentation, a key of `test_time.SETS`.
+  """
   data = config.data
   for name in names:
     scene = dataset.load_scene(name)
@@ -170,7 +74,11 @@ def predict_scenes(
     # A scene without a single tag says nothing of what is absent.
     known = use_tags and scene.tags.any()
     prediction = predictor(
-      variables, scene, frames, tags=scene.tags if known else None
+      variables,
+      scene,
+      frames,
+      tags=scene.tags if known else None,
+      views=test_time.SETS[tta],
     )
     averaged = average_superpoints(
       prediction.probabilities, scene.superpoint, superpoints
@@ -191,14 +99,17 @@ def score_split(
     num_classes: K.
     visit: called with every scene, to write it somewhere.
   """
-  points = np.zeros((num_classes, num_classes), np.int64)
-  pixels = np.zeros_like(points)
+  names, matrices = [], []
+  pixels = np.zeros((num_classes, num_classes), np.int64)
   for scene, prediction in predictions:
     if visit is not None:
       visit(scene, prediction)
     if scene.label is not None:
-      points += metrics.confusion_matrix(
-        prediction.probabilities.argmax(1), scene.label, num_classes
+      names.append(scene.name)
+      matrices.append(
+        metrics.confusion_matrix(
+          prediction.probabilities.argmax(1), scene.label, num_classes
+        )
       )
     if prediction.label_2d is not None:
       pixels += metrics.confusion_matrix(
@@ -206,20 +117,62 @@ def score_split(
         prediction.truth_2d.reshape(-1),
         num_classes,
       )
+  confusion = np.array(matrices, np.int64).reshape(-1, num_classes, num_classes)
+  scenes = SceneMatrices(tuple(names), confusion)
   if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    # As pairs of int32: without x64 an int64 would be cut.
-    lanes = np.stack([points, pixels]).view(np.int32)
-    lanes = multihost_utils.process_allgather(lanes)
-    points, pixels = np.asarray(lanes).view(np.int64).sum(0)
+    scenes, pixels = _gather(scenes, pixels)
   return Scores(
-    metrics.scores(points),
+    scenes.scores(),
     metrics.scores(pixels) if pixels.any() else None,
+    scenes,
   )
 
 
-def protocol(config: ConfigDict, *, split: str, weights: str) -> str:
+def _gather(
+  scenes: SceneMatrices, pixels: np.ndarray
+) -> tuple[SceneMatrices, np.ndarray]:
+  """Scenes of all processes, one of each in turn, and the sum of the pixels.
+
+  Of P processes, number i has the scenes i, i + P, i + 2 P, ... of the split.
+  """
+  from jax.experimental import multihost_utils
+
+  def gather(a):
+    return np.asarray(multihost_utils.process_allgather(a))
+
+  text = [name.encode() for name in scenes.names]
+  need = np.array([len(text), max(map(len, text), default=1)], np.int32)
+  needs = gather(need)
+  number, width = np.maximum(needs.max(0), 1)
+  # All processes have to send the same shape.
+  names = np.zeros((number, width), np.uint8)
+  for row, name in zip(names, text, strict=False):
+    row[: len(name)] = np.frombuffer(name, np.uint8)
+  confusion = np.zeros((number + 1, *pixels.shape), np.int64)
+  confusion[: len(text)] = scenes.confusion
+  confusion[-1] = pixels
+  # As pairs of int32: without x64 an int64 would be cut.
+  confusion = np.ascontiguousarray(gather(confusion.view(np.int32)))
+  confusion, names = confusion.view(np.int64), gather(names)
+  order = [
+    (process, row)
+    for row in range(number)
+    for process in range(len(needs))
+    if row < needs[process, 0]
+  ]
+  decoded = (names[at].tobytes().rstrip(b"\0").decode() for at in order)
+  gathered = SceneMatrices(
+    tuple(decoded),
+    np.array([confusion[at] for at in order], np.int64).reshape(
+      -1, *pixels.shape
+    ),
+  )
+  return gathered, confusion[:, -1].sum(0)
+
+
+def protocol(
+  config: ConfigDict, *, split: str, weights: str, tta: str = "none"
+) -> str:
   """What was scored and how, in words."""
   words = [
     f"{weights} network on split {split}",
@@ -235,6 +188,8 @@ def protocol(config: ConfigDict, *, split: str, weights: str) -> str:
     "point's own",
   }
   words.append(superpoints[config.eval.superpoints])
+  if tta != "none":
+    words.append(test_time.describe(tta))
   words.append(f"voxels of {config.data.voxel_size} m")
   return "; ".join(words)
 
@@ -265,7 +220,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
   """--mode=eval: scores the checkpoint on a split and writes the result."""
   dataset = experiment.open_data(config)
   classes = dataset.classes
-  split = config.eval.split
+  split, tta = config.eval.split, config.eval.tta
   names = experiment.split_scenes(dataset, split)
   names = names[: config.eval.max_scenes or None]
   variables, host, weights = load_variables(config, workdir)
@@ -291,13 +246,17 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     config,
     use_tags=config.eval.use_tags,
     superpoints=config.eval.superpoints,
+    tta=tta,
   )
   scores = score_split(predictions, len(classes), visit=visit)
+  name = f"{split}_{config.eval.checkpoint}"
+  if tta != "none":
+    name += f"_{tta}"
   write_scores(
-    Path(workdir) / "eval" / f"{split}_{config.eval.checkpoint}.json",
+    Path(workdir) / "eval" / f"{name}.json",
     scores,
     classes,
-    protocol=protocol(config, split=split, weights=weights),
+    protocol=protocol(config, split=split, weights=weights, tta=tta),
     step=host["step"],
   )
   if scores.points.points:
@@ -313,15 +272,27 @@ def write_scores(
   classes: Sequence[str],
   *,
   protocol: str,
-  step: int,
+  step: int | None = None,
 ) -> None:
-  """Writes eval/<name>.json: 3D scores, and those of the views under "2d"."""
-  entry = metrics.to_json(
-    scores.points, classes, protocol=protocol, step=int(step)
-  )
+  """Writes <name>.json and, first, <name>.scenes.npz beside it.
+
+  The JSON has the 3D scores, and those of the views under "2d".
+
+  Args:
+    path: <name>.json, in an existing or a new folder.
+    scores: of a split.
+    classes: K names.
+    protocol: what was scored and how, in words.
+    step: of the network, if it is known.
+  """
+  extra = {} if step is None else {"step": int(step)}
+  entry = metrics.to_json(scores.points, classes, protocol=protocol, **extra)
   if scores.pixels is not None:
     entry["2d"] = metrics.to_json(
       scores.pixels, classes, protocol=f"{protocol}; per pixel of the views"
     )
+  if scores.scenes is not None:
+    entry["scenes"] = len(scores.scenes.names)
+    scene_matrices.write(scene_matrices.beside(path), scores.scenes, classes)
   writers.write_json(path, entry)
   logger.info("wrote %s", path)

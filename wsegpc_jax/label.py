@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from wsegpc_jax import evaluate, experiment
 from wsegpc_jax.files import atomic_write
 from wsegpc_jax.metrics import segmentation as metrics
+from wsegpc_jax.predictor import Predictor, ScenePrediction
 from wsegpc_jax.types import Scene
 
 logger = logging.getLogger(__name__)
@@ -35,11 +36,11 @@ def label(config: ConfigDict, workdir: str) -> evaluate.Scores:
   experiment.check_same_data(workdir, dataset, names)
   steps = experiment.schedule(config, len(names))
   method = experiment.build_method(config, len(classes), steps)
-  predictor = evaluate.Predictor(config, method, len(classes))
+  predictor = Predictor(config, method, len(classes))
   folder = Path(workdir) / FOLDER
   folder.mkdir(parents=True, exist_ok=True)
 
-  def write(scene: Scene, prediction: evaluate.ScenePrediction):
+  def write(scene: Scene, prediction: ScenePrediction):
     labels = prediction.probabilities.argmax(1).astype(np.uint8)
     with atomic_write(folder / f"{scene.name}.npz") as file:
       np.savez_compressed(file, pred_label=labels)

@@ -1,6 +1,5 @@
 """--mode=predict: a segmentation of the user's own scan."""
 
-import colorsys
 import logging
 from pathlib import Path
 
@@ -8,21 +7,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wsegpc_jax import evaluate, experiment
+from wsegpc_jax.data import test_time
 from wsegpc_jax.files import atomic_write
 from wsegpc_jax.interop import ply
+from wsegpc_jax.palette import palette
+from wsegpc_jax.predictor import Predictor
 from wsegpc_jax.regions import normals
 from wsegpc_jax.types import DataError, Scene
 
 logger = logging.getLogger(__name__)
-
-
-def palette(num_classes: int) -> np.ndarray:
-  """uint8 [K, 3]: one colour a class, neighbours far apart in hue."""
-  colors = [
-    colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.85, 0.55)[i % 2], 0.9)
-    for i in range(num_classes)
-  ]
-  return np.round(np.asarray(colors) * 255).astype(np.uint8)
 
 
 def predict(
@@ -34,6 +27,8 @@ def predict(
   tags: tuple[str, ...] = (),
 ) -> np.ndarray:
   """Segments a scan and writes a labelled, coloured PLY and probabilities.
+
+  A scan larger than the largest bucket is predicted in overlapping parts.
 
   Args:
     config: of the run in workdir.
@@ -67,7 +62,13 @@ def predict(
       f"--tags: {unknown[0]!r} is not a class; expected some of "
       f"{', '.join(classes)}"
     )
+  variables, _, _ = evaluate.load_variables(config, workdir)
+  steps = experiment.schedule(config, 1)
+  method = experiment.build_method(config, len(classes), steps)
+  predictor = Predictor(config, method, len(classes))
   cloud = ply.read_point_cloud(source)
+  # Estimating normals takes minutes: what cannot be predicted is said first.
+  predictor.check(cloud["coord"])
   normal = cloud["normal"]
   if normal is None:
     logger.info("%s has no normals: estimating them", source)
@@ -80,11 +81,9 @@ def predict(
     normal=normal,
     tags=allowed,
   )
-  variables, _, _ = evaluate.load_variables(config, workdir)
-  steps = experiment.schedule(config, 1)
-  method = experiment.build_method(config, len(classes), steps)
-  predictor = evaluate.Predictor(config, method, len(classes))
-  probabilities = predictor(variables, scene, tags=allowed).probabilities
+  probabilities = predictor(
+    variables, scene, tags=allowed, views=test_time.SETS[config.eval.tta]
+  ).probabilities
   label = probabilities.argmax(1).astype(np.uint8)
   ply.write_point_cloud(
     target,

@@ -89,7 +89,10 @@ class SegmentationScores:
 
 
 def scores(
-  confusion: np.ndarray, *, absent: Literal["skip", "zero"] = "skip"
+  confusion: np.ndarray,
+  *,
+  absent: Literal["skip", "zero"] = "skip",
+  missed: np.ndarray | None = None,
 ) -> SegmentationScores:
   """Scores of a confusion matrix.
 
@@ -98,6 +101,8 @@ def scores(
     absent: what a score with nothing to divide by is: "skip" makes it NaN and
       leaves it out of the means; "zero" makes it 0 and counts it, as the
       reference implementation of WSegPC does.
+    missed: int [K], points of each class that were predicted to be of none:
+      wrong, but of no other class. None = there are no such points.
 
   Raises:
     ValueError: not a square matrix of counts, or an unknown `absent`.
@@ -111,11 +116,13 @@ def scores(
     raise ValueError("a confusion matrix must hold counts, integers from 0")
   if absent not in ("skip", "zero"):
     raise ValueError(f'absent must be "skip" or "zero", got {absent!r}')
+  if missed is None:
+    missed = np.zeros(len(confusion), np.int64)
   fill = math.nan if absent == "skip" else 0.0
   right = np.diagonal(confusion).astype(np.float64)
-  true = confusion.sum(1)
+  true = confusion.sum(1) + missed
   either = true + confusion.sum(0) - np.diagonal(confusion)
-  points = int(confusion.sum())
+  points = int(true.sum())
   iou = _ratio(right, either, fill)
   accuracy = _ratio(right, true, fill)
   return SegmentationScores(
