@@ -51,6 +51,7 @@ from wsegpc_jax.interop.capture import (
   thin_out,
 )
 from wsegpc_jax.interop.depth_fusion import fuse
+from wsegpc_jax.palette import number_colors
 from wsegpc_jax.regions.image_regions import image_regions
 from wsegpc_jax.regions.normals import estimate_normals
 from wsegpc_jax.regions.planes import structural_planes
@@ -382,20 +383,12 @@ def preview(
 
   Where links are right, the colour of points changes at edges of the image.
   """
-  palette = _palette()
   dim = frame.color // 2
   points = dim.copy()
   seen = link[:, 0] >= 0
-  points[tuple(link[seen].T)] = palette[superpoint[seen] % len(palette)]
-  regions = dim + palette[frame.region % len(palette)] // 2
+  points[tuple(link[seen].T)] = number_colors(superpoint[seen])
+  regions = dim + number_colors(frame.region) // 2
   return np.concatenate([frame.color, points, regions], axis=1)
-
-
-def _palette():
-  """Vivid colours, uint8 [360, 3]: neighbouring numbers differ most."""
-  hue = np.arange(360) * 222.5 / 360  # steps of the golden angle
-  value = np.abs((hue[:, None] + (0, 4 / 6, 2 / 6)) % 1 * 6 - 3) - 1
-  return (255 * np.clip(value, 0, 1)).astype(np.uint8)
 
 
 if __name__ == "__main__":

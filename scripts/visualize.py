@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsegpc_jax.data.assets import open_dataset
+from wsegpc_jax.data.layouts import LAYOUTS, open_dataset
 from wsegpc_jax.data.links import choose_views
 from wsegpc_jax.files import atomic_write
 from wsegpc_jax.types import DataError
@@ -79,6 +79,12 @@ def parse_args(argv):
   )
   add = parser.add_argument
   add("--root", required=True, help="folder of the data set")
+  add(
+    "--format",
+    default="assets",
+    choices=LAYOUTS,
+    help="layout of the data set (default: %(default)s)",
+  )
   add("--scene", required=True, help="name of the scene")
   source = parser.add_mutually_exclusive_group()
   source.add_argument(
@@ -170,9 +176,9 @@ def check_outputs(args) -> None:
 
 def load_exhibit(args) -> Exhibit:
   """Reads the scene and all that is to be shown of it."""
-  dataset = open_dataset(args.root)
-  if not (dataset.root / args.scene).is_dir():
-    names = [name for split in dataset.splits.values() for name in split]
+  dataset = open_dataset(args.root, args.format)
+  names = [name for split in dataset.splits.values() for name in split]
+  if args.scene not in names and not (dataset.root / args.scene).is_dir():
     raise DataError(
       f"--scene={args.scene!r}: not in {dataset.root}, which has"
       f" {', '.join(names[:5]) or 'no scenes'}"

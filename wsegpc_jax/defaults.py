@@ -7,22 +7,24 @@ so that a misspelt `--config.field` is refused with a suggestion.
 from ml_collections import ConfigDict
 
 SCANNET_HOW_TO_GET = """ScanNet v2 needs a signed agreement: http://www.scan-net.org.
-Bring its scans into the asset layout (docs/assets.md); a posed RGB-D capture
-is converted by scripts/prepare_posed_rgbd.py --classes scannet20. Then point
---config.data.root to it. configs/tiny_cmg.py needs no data."""
+scripts/prepare_scannet.py brings the raw release into the asset layout; the
+folders as WSegPC's authors processed them are read with
+--config.data.format=scannet. docs/scannet.md goes from download to score.
+Point --config.data.root to the data. configs/tiny_cmg.py needs none."""
 S3DIS_HOW_TO_GET = """S3DIS and 2D-3D-S need a signed agreement:
-http://buildingparser.stanford.edu/dataset.html. Bring the rooms into the
-asset layout (docs/assets.md), areas 1, 2, 3, 4 and 6 as split train, area 5 as
-split val; a posed RGB-D capture is converted by
-scripts/prepare_posed_rgbd.py. Then point --config.data.root to it.
-configs/tiny_cmg.py needs no data."""
+http://buildingparser.stanford.edu/dataset.html. scripts/prepare_s3dis.py
+brings the raw releases into the asset layout; the folders as WSegPC's authors
+processed them are read with --config.data.format=s3dis. docs/s3dis.md goes
+from download to score. Point --config.data.root to the data.
+configs/tiny_cmg.py needs none."""
 
 
 def get_defaults() -> ConfigDict:
   """Stage 1 of WSegPC on a data set in the asset layout."""
   return ConfigDict(
     dict(
-      # "wsegpc" (stages 1 and 2) or "segmentation" (stage 3, or full labels).
+      # "wsegpc" (stages 1 and 2), "segmentation" (stage 3, or full labels) or
+      # "clustering" (Cluster3DSeg: full labels, and clusters within classes).
       method="wsegpc",
       # "" = the fixed behaviour; "reference" = the released code's faults that
       # change a loss (see README).
@@ -33,13 +35,23 @@ def get_defaults() -> ConfigDict:
       # "shard_map" or "pmap" over all devices, "vmap" = the slow oracle.
       parallel="shard_map",
       # Working directory of the stage before, whose best checkpoint this one
-      # starts from; "" = random weights.
+      # starts from, or a file of PyTorch weights (.pth, .pt, .pth.tar or
+      # .safetensors; WSegPC's or a MinkUNet's); "" = random weights.
       init_from="",
       # Its "best" checkpoint or its "latest".
       init_checkpoint="best",
       data=dict(
-        # Folder in the asset layout (docs/assets.md).
-        root="",
+        root="",  # folder of the data set
+        # How it is laid out: "assets" (docs/assets.md), or as WSegPC's authors
+        # processed it, "scannet" (docs/scannet.md) or "s3dis" (docs/s3dis.md);
+        # or "semantic_kitti" (docs/semantic_kitti.md).
+        format="assets",
+        # "rgbd": colour and normal of a voxel's first point, grid by floor;
+        # "lidar": its place and remission, grid by rounding.
+        sensor="rgbd",
+        # Folder for a cache of decoded scenes, which later epochs map into
+        # memory; "" = decode every time. It takes the space of raw arrays.
+        cache="",
         # How to get the data, shown when the folder is not there.
         how_to_get="",
         train_split="train",
@@ -62,16 +74,33 @@ def get_defaults() -> ConfigDict:
         smallest_bucket=20_000,
         largest_bucket=800_000,
         bucket_ratio=1.35,
+        # Laser scans: which voxels stay of a scan that has more than max_voxels,
+        # "random" ones or those "nearest" to a random one.
+        cap="random",
+        # SemanticKITTI: the label map that is scored, and, if another, the one
+        # to train on ("official", "spvnas", ...); earlier scans joined to each;
+        # scans of the splits, as "00,01_000000-000099", "" = the official ones.
+        label_map="official",
+        train_label_map="",
+        past_scans=0,
+        scans=dict(train="", val=""),
         threads=2,
         prefetch=2,
         # Built-in box rooms are written to `root` if these are above 0.
         box_rooms=dict(train=0, val=0, seed=0, image_size=(60, 80)),
       ),
       model=dict(
-        arch="18A",  # a key of models.minkunet.ARCHITECTURES
+        # A key of models.minkunet.ARCHITECTURES or of models.spvcnn's, or
+        # "minkunet_spvnas", SPVCNN without its point branch.
+        arch="18A",
         width=32,  # of the stem; 32 in the papers
+        dropout=0.3,  # of SPVCNN
         image_depth=50,  # 18, 34, 50 or 101
         image_width=64,  # of the first stage; 64 in the papers
+        # File of weights that the 2D network starts from: torchvision's
+        # ResNet, MoCo, SwAV, DeepCluster v2, DINO, OBoW or PixPro; "" = random
+        # ones, unless init_from has some.
+        image_weights="",
         # Of the convolutions; "" = the best available.
         implementation="",
       ),
@@ -88,10 +117,32 @@ def get_defaults() -> ConfigDict:
         rpc_warmup=2400,
         temperature=0.07,
         p_cutoff=0.8,
+        # Of "clustering"; a term of weight 0 is left out.
+        ce=1.0,
+        lovasz=1.0,
+        cluster=1.0,
+      ),
+      # Of "clustering": see methods.cluster_step.ClusterSettings.
+      cluster=dict(
+        # Features that are clustered: "bottleneck" or "decoder".
+        feature_source="bottleneck",
+        clusters=40,
+        short_classes=(),
+        short_clusters=10,
+        max_samples=2000,
+        max_views=100,
+        sharpness=25.0,
+        temperature=0.1,
+        center_keep=0.9999,
+        queue_slots=50,
+        max_enqueue=10,
       ),
       ema_keep=0.999,
       train=dict(
         lr=0.1,
+        # "polynomial" (with `power`), or "cosine" with Nesterov's momentum.
+        schedule="polynomial",
+        warmup_steps=0,  # of "cosine"
         momentum=0.9,
         weight_decay=1e-4,
         power=0.9,
@@ -117,6 +168,10 @@ def get_defaults() -> ConfigDict:
         use_tags=True,
         # "none", "mean" (over superpoints) or "half" (mean with the own one).
         superpoints="none",
+        # Test-time augmentation of --mode=eval and predict: "none", "rotate"
+        # (quarter turns), "flip", "scale", "rotate_flip", "rotate_scale" or
+        # "rotate_flip_scale". Never used to choose the best checkpoint.
+        tta="none",
         # "best" or "latest", for --mode=eval, label and predict.
         checkpoint="best",
         # "scannet" also writes a benchmark submission.

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wsegpc_jax import writers
-from wsegpc_jax.data import assets, batching, pipeline
+from wsegpc_jax.data import batching, cache, layouts, pipeline, test_time
 from wsegpc_jax.data.dataset import Dataset
 from wsegpc_jax.data.samples import SampleSettings
 from wsegpc_jax.kernels import gather_conv
@@ -35,7 +35,9 @@ NOT_OF_THE_NETWORK = (
   "train",
   "data.box_rooms",
   "data.bucket_ratio",
+  "data.cache",
   "data.drop_probability",
+  "data.format",
   "data.how_to_get",
   "data.labels_from",
   "data.largest_bucket",
@@ -48,6 +50,7 @@ NOT_OF_THE_NETWORK = (
   "data.smallest_bucket",
   "data.threads",
   "data.train_split",
+  "model.image_weights",
   "model.implementation",
 )
 METHODS = ("wsegpc", "segmentation")
@@ -80,10 +83,12 @@ def check_config(config: ConfigDict) -> None:
   expect("compat", config.compat, ("", "reference"))
   expect("dtype", config.dtype, ("float32", "bfloat16"))
   expect("parallel", config.parallel, RUNNERS)
+  expect("data.format", config.data.format, layouts.LAYOUTS)
   expect("model.arch", config.model.arch, tuple(ARCHITECTURES))
   expect("model.image_depth", config.model.image_depth, (18, 34, 50, 101))
   expect("eval.weights", config.eval.weights, ("teacher", "student"))
   expect("eval.superpoints", config.eval.superpoints, ("none", "mean", "half"))
+  expect("eval.tta", config.eval.tta, tuple(test_time.SETS))
   expect("eval.checkpoint", config.eval.checkpoint, ("best", "latest"))
   expect("eval.export", config.eval.export, ("", "scannet"))
   expect("init_checkpoint", config.init_checkpoint, ("best", "latest"))
@@ -166,13 +171,16 @@ def open_data(config: ConfigDict) -> Dataset:
       image_size=tuple(data.box_rooms.image_size),
       views=max(data.num_views, 1),
     )
-  if not (Path(data.root) / "dataset.json").is_file():
+  try:
+    dataset = layouts.open_dataset(data.root, data.format)
+  except DataError as error:
+    if Path(data.root).is_dir():
+      raise
     raise DataError(
-      f"no data set at config.data.root={str(data.root)!r}: expected the file "
-      f"{Path(data.root) / 'dataset.json'} and one folder a scene "
-      f"(docs/assets.md).\n{data.how_to_get}".rstrip()
-    )
-  return assets.open_dataset(data.root)
+      f"no data set at config.data.root={str(data.root)!r}: {error}\n"
+      f"{data.how_to_get}".rstrip()
+    ) from error
+  return cache.cached(dataset, data.cache) if data.cache else dataset
 
 
 def write_data_record(

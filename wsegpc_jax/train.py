@@ -1,5 +1,6 @@
 """--mode=train: the training program, top to bottom, for every method."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -22,6 +23,8 @@ from wsegpc_jax import (
 )
 from wsegpc_jax.data import batching, pipeline, samples
 from wsegpc_jax.data.dataset import Dataset
+from wsegpc_jax.files import exclusive
+from wsegpc_jax.interop import weights as torch_weights
 from wsegpc_jax.metrics import segmentation as metrics
 from wsegpc_jax.types import DataError, TrainState
 
@@ -30,11 +33,13 @@ logger = logging.getLogger(__name__)
 # Fields that may change when a run goes on in its working directory.
 _MAY_CHANGE = (
   "data.root",
+  "data.cache",
   "data.threads",
   "data.prefetch",
   "data.how_to_get",
   "eval.checkpoint",
   "eval.export",
+  "eval.tta",
   "parallel",
   "model.implementation",
   "train.log_every",
@@ -98,15 +103,20 @@ def train(
 
   state = _initial_state(config, method, layout, len(dataset.classes))
   record = Record()
-  with checkpoints.Checkpoints(workdir) as saved:
+  # Only one process writes, and no other run may meanwhile.
+  alone = exclusive(workdir) if is_writer else contextlib.nullcontext()
+  with alone, checkpoints.Checkpoints(workdir) as saved:
     if saved.latest_step() is not None:
       state, host = saved.restore(state)
       record = Record(**host)
       logger.info("resumed at step %d of %d", record.step, steps.total_steps)
-    elif config.init_from:
-      state, record = start_from(
-        config.init_from, state, which=config.init_checkpoint
-      )
+    else:
+      if config.model.image_weights:
+        state = start_images_from(config.model.image_weights, state)
+      if config.init_from:
+        state, record = start_from(
+          config.init_from, state, which=config.init_checkpoint
+        )
     if record.step >= steps.total_steps or record.stopped:
       logger.info("nothing to do: the run ended at step %d", record.step)
       return state
@@ -207,9 +217,18 @@ def start_from(
 ) -> tuple[TrainState, Record]:
   """The next stage's first state: student, teacher and best mIoU carry over.
 
+  Args:
+    workdir: working directory of the stage before, or a file of weights (see
+      `interop.weights`); without a teacher in it, the teacher starts as a copy
+      of the student.
+    state: fresh; parts of the network that a file does not have stay.
+    which: checkpoint of a working directory, "best" or "latest".
+
   Raises:
-    DataError: no such run, or it is of another network.
+    DataError: no such run or file, or it is of another network.
   """
+  if torch_weights.is_weights_file(workdir):
+    return _start_from_file(workdir, state)
   teacher = state.ema_params is not None
   keys = ("params", "batch_stats") + (
     ("ema_params", "ema_batch_stats") if teacher else ()
@@ -220,6 +239,39 @@ def start_from(
   )
   logger.info("initialised from step %d of %s", host["step"], workdir)
   return state, Record(best_miou=host["best_miou"])
+
+
+def _start_from_file(path: str, state: TrainState) -> tuple[TrainState, Record]:
+  own = {"params": state.params, "batch_stats": state.batch_stats}
+  student, teacher, file = torch_weights.load(path, own)
+  logger.info("initialised from %s, best mIoU %.4f", path, file.best_miou)
+  return _with(state, student, teacher), Record(best_miou=file.best_miou)
+
+
+def start_images_from(path: str, state: TrainState) -> TrainState:
+  """A fresh state whose 2D network, of student and teacher, is a file's.
+
+  Raises:
+    DataError: no such file, it is of another ResNet, or the method has no 2D
+      network.
+  """
+  if "net_2d" not in state.params:
+    raise DataError(
+      f"config.model.image_weights={path!r}: this method has no 2D network; "
+      "expected ''"
+    )
+  own = {"params": state.params, "batch_stats": state.batch_stats}
+  student, _, _ = torch_weights.load(path, own, parts=("net_2d",))
+  return _with(state, student, None)
+
+
+def _with(state: TrainState, student: dict, teacher: dict | None) -> TrainState:
+  """The state with these variables; a teacher, if it has one, like it."""
+  state = state.replace(**student)
+  if state.ema_params is None:
+    return state
+  teacher = teacher or jax.tree.map(np.copy, student)
+  return state.replace(**{f"ema_{k}": v for k, v in teacher.items()})
 
 
 def _fit(loaded: Any, expected: Any, where: str) -> Any:

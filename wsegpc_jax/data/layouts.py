@@ -1,0 +1,36 @@
+"""Which reader opens which layout of files."""
+
+import os
+
+from wsegpc_jax.data import assets
+from wsegpc_jax.data.dataset import Dataset
+
+LAYOUTS = ("assets", "scannet", "s3dis")
+
+
+def open_dataset(root: str | os.PathLike, layout: str = "assets") -> Dataset:
+  """Opens a data set.
+
+  Args:
+    root: its folder.
+    layout: "assets" (docs/assets.md), or as WSegPC's authors processed them,
+      "scannet" (docs/scannet.md) or "s3dis" (docs/s3dis.md).
+
+  Raises:
+    DataError: it is not there, or not as documented.
+    ValueError: an unknown layout.
+  """
+  match layout:
+    case "assets":
+      return assets.open_dataset(root)
+    case "scannet":
+      from wsegpc_jax.data import scannet_processed
+
+      return scannet_processed.open_dataset(root)
+    case "s3dis":
+      from wsegpc_jax.data import s3dis_processed
+
+      return s3dis_processed.open_dataset(root)
+  raise ValueError(
+    f"layout {layout!r} is unknown; expected one of {', '.join(LAYOUTS)}"
+  )
