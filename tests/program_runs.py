@@ -1,8 +1,11 @@
 """Running the command line in a process of its own, for tests."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -43,22 +46,61 @@ def run(
 
 
 def run_and_kill(
-  config: str, workdir, *flags: str, lines: int, devices: int = 1
+  config: str,
+  workdir,
+  *flags: str,
+  lines: int,
+  moment: float = 0.0,
+  devices: int = 1,
 ) -> None:
-  """Kills a program as soon as it has printed so many progress lines."""
-  process = subprocess.Popen(
+  """Kills a program at any moment between two progress lines.
+
+  Args:
+    config, workdir, *flags, devices: as for `run`.
+    lines: progress lines to wait for.
+    moment: then so much of the time that the last line took, so that a slow
+      machine is killed at the same point of its work.
+  """
+  process = _start(config, workdir, *flags, devices=devices)
+  seen, last, took = 0, time.monotonic(), 0.0
+  for line in process.stderr:
+    if line.startswith("step "):
+      seen += 1
+      took, last = time.monotonic() - last, time.monotonic()
+    if seen == lines:
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(moment * took)
+      break
+  _kill(process)
+
+
+def run_and_kill_while_saving(config: str, workdir, *flags: str) -> None:
+  """Kills a program while the first checkpoint of its life is written."""
+  folder = Path(workdir) / "checkpoints"
+  before = set(folder.glob("*"))
+  process = _start(config, workdir, *flags)
+  drain = threading.Thread(target=process.stderr.read)
+  drain.start()
+  while set(folder.glob("*")) <= before and process.poll() is None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(0.001)
+  process.kill()
+  drain.join()
+  _kill(process)
+
+
+def _start(config, workdir, *flags, devices=1) -> subprocess.Popen:
+  return subprocess.Popen(
     command(config, workdir, *flags),
     env=environment(devices=devices),
     stderr=subprocess.PIPE,
     stdout=subprocess.DEVNULL,
     text=True,
   )
-  seen = 0
-  for line in process.stderr:
-    seen += line.startswith("step ")
-    if seen == lines:
-      process.kill()
-      break
+
+
+def _kill(process) -> None:
+  process.kill()
   process.stderr.close()
   process.wait()
 

@@ -17,6 +17,9 @@ def _flags(root):
     "--config.train.eval_every=4",
     "--config.train.checkpoint_every=2",
     "--config.train.progress_seconds=0",
+    # Small steps: in a young network rounding errors grow with every step, until
+    # a pseudo-label flips.
+    "--config.train.lr=0.002",
     "--config.data.threads=1",
     # Room for any scene on one device, too: none is cropped on fewer devices.
     "--config.data.smallest_bucket=16000",
@@ -41,11 +44,18 @@ def unbroken(tmp_path_factory):
 
 def test_killed_runs_end_bit_identical(unbroken, tmp_path):
   workdir, flags = tmp_path / "run", _flags(unbroken)
-  # At once, in the middle, and about when a checkpoint is written.
-  for lines in np.random.default_rng(0).permutation([1, 2, 3]):
-    program_runs.run_and_kill(_SMOKE, workdir, *flags, lines=int(lines))
+  # Each life ends after another number of steps, at any moment of the next
+  # one, and one while a checkpoint is written.
+  rng = np.random.default_rng(0)
+  for lines in rng.permutation([1, 2, 3]):
+    moment = rng.random()
+    program_runs.run_and_kill(
+      _SMOKE, workdir, *flags, lines=int(lines), moment=moment
+    )
+  program_runs.run_and_kill_while_saving(_SMOKE, workdir, *flags)
   done = program_runs.run(_SMOKE, workdir, *flags)
   assert done.returncode == 0, done.stderr[-3000:]
+  assert "resumed at step" in done.stderr
 
   expected, actual = (
     program_runs.leaves(path) for path in (unbroken / "run", workdir)
@@ -74,8 +84,10 @@ def test_a_run_of_four_devices_goes_on_with_one(unbroken, tmp_path):
   expected, actual = (
     program_runs.leaves(path) for path in (unbroken / "run", workdir)
   )
-  # That sharded steps equal whole ones is test_parallel's matter.
   assert actual.keys() == expected.keys() and actual["step"] == 7
   for name, value in expected.items():
-    assert actual[name].shape == value.shape, name
-    assert np.isfinite(actual[name]).all(), name
+    # Four devices add up in another order than one does. The momentum, a sum of
+    # gradients, is compared as well: the learning rate plays no part in it.
+    scale = max(np.abs(value).max(), 1e-3)
+    worst = np.abs(actual[name] - value).max() / scale
+    assert worst < 2e-3, f"{name}: {worst}"
