@@ -32,12 +32,12 @@ class SceneMatrices:
   names: tuple[str, ...]
   confusion: np.ndarray
 
-  def scores(self) -> segmentation.SegmentationScores:
-    """Scores of all scenes together."""
+  def scores(self, absent: str = "skip") -> segmentation.SegmentationScores:
+    """Scores of all scenes together; `absent` as in `segmentation.scores`."""
     total = self.confusion.sum(0)
     k = len(total)
     missed = total[:, k] if total.shape[1] > k else None
-    return segmentation.scores(total[:, :k], missed=missed)
+    return segmentation.scores(total[:, :k], missed=missed, absent=absent)
 
 
 def beside(scores: str | os.PathLike) -> Path:
