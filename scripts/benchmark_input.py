@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from wsegpc_jax import experiment
+from wsegpc_jax import config_checks, inputs
 from wsegpc_jax.data import (
   augment,
   batching,
@@ -98,16 +98,14 @@ def measure(config, *, scenes: int, threads: list[int]) -> dict:
     "scenes_per_second": {threads: float}, "stages": {stage: seconds a scene}
     in one thread, "voxels" and "points": means of a scene.
   """
-  dataset = experiment.open_data(config)
-  names = experiment.split_scenes(dataset, config.data.train_split)
-  settings = experiment.sample_settings(config)
-  layout = experiment.layout(config, slots=1)
-  source = experiment.label_source(config, dataset)
+  dataset = inputs.open_data(config)
+  names = inputs.split_scenes(dataset, config.data.train_split)
+  sampler = inputs.sampler(config)
+  layout = inputs.layout(config, slots=1)
+  source = inputs.label_source(config, dataset)
 
   def make(name, rng):
-    return samples.training_sample(
-      dataset, name, rng, settings, labels=source, others=names
-    )
+    return sampler.training(dataset, name, rng, labels=source, others=names)
 
   def passes(number):
     steps = pipeline.training_steps(
@@ -140,7 +138,7 @@ def measure(config, *, scenes: int, threads: list[int]) -> dict:
         layout,
         batching.choose_bucket([sample], layout),
         num_classes=len(dataset.classes),
-        teacher=settings.teacher,
+        teacher=config.method == "wsegpc",
       )
       collating += time.perf_counter() - start
   total = time.perf_counter() - began
@@ -157,7 +155,7 @@ def measure(config, *, scenes: int, threads: list[int]) -> dict:
 def main(argv):
   del argv
   config = _CONFIG.value
-  experiment.check_config(config)
+  config_checks.check_config(config)
   threads = [int(n) for n in _THREADS.value]
   result = measure(config, scenes=_SCENES.value, threads=threads)
   total = sum(result["stages"].values())

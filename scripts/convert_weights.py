@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wsegpc_jax import checkpoints, experiment, train
+from wsegpc_jax import checkpoints, inputs, train
 from wsegpc_jax.data.assets import open_dataset
 from wsegpc_jax.interop import weight_names, weights
 from wsegpc_jax.interop.weight_names import Naming
@@ -331,8 +331,8 @@ def _write_workdir(student, teacher, file, args) -> None:
         f"--data={args.data}: has {len(dataset.classes)} classes, the network "
         f"{classes}"
       )
-    scenes = experiment.split_scenes(dataset, "train")
-    experiment.write_data_record(str(target), dataset, scenes)
+    scenes = inputs.split_scenes(dataset, "train")
+    inputs.write_data_record(str(target), dataset, scenes)
   with checkpoints.Checkpoints(target) as saved:
     target.mkdir(parents=True, exist_ok=True)
     saved.save(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsegpc_jax import evaluate, experiment
+from wsegpc_jax import evaluate, inputs
 from wsegpc_jax.data import layouts
 from wsegpc_jax.data.dataset import Dataset
 from wsegpc_jax.interop import scannet
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> evaluate.Scores:
   """Scores a folder of predictions."""
   args = parse_args(argv)
   dataset = layouts.open_dataset(args.root, args.data_format)
-  names = experiment.split_scenes(dataset, args.split)
+  names = inputs.split_scenes(dataset, args.split)
   if args.format == "scannet":
     scannet.check_classes(dataset.classes)
   check_complete(Path(args.predictions), args.format, names)
@@ -118,7 +118,7 @@ def score_scenes(
     if args.format == "scannet":
       prediction = scannet.read_submission(path, len(label))
     else:
-      prediction = experiment.read_labels(folder, scene, k)
+      prediction = inputs.read_labels(folder, scene, k)
     none = (prediction == IGNORE_LABEL) & (label != IGNORE_LABEL)
     if none.any() and not args.none_is_wrong:
       raise DataError(

@@ -189,7 +189,7 @@ def load_exhibit(args) -> Exhibit:
   pseudo = prediction = None
   if args.workdir or args.labels:
     # Imported here, because all that trains a network comes with it.
-    from wsegpc_jax.experiment import read_labels
+    from wsegpc_jax.inputs import read_labels
     from wsegpc_jax.label import FOLDER
 
     folder = Path(args.labels or Path(args.workdir) / FOLDER)

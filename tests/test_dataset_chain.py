@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsegpc_jax import defaults, evaluate, experiment, label, train
+from wsegpc_jax import defaults, evaluate, inputs, label, train
 from wsegpc_jax.interop import scannet
 from wsegpc_jax.models import minkunet
 
@@ -107,7 +107,7 @@ def test_all_stages(write, tmp_path, monkeypatch):
   scores = evaluate.evaluate(config, str(tmp_path / "seg"))
 
   # Every point counts once, and what was written says what was scored.
-  dataset = experiment.open_data(config)
+  dataset = inputs.open_data(config)
   val = [dataset.load_scene(name) for name in dataset.splits["val"]]
   known = sum(np.count_nonzero(s.label != 255) for s in val)
   assert scores.points.points == known
@@ -117,7 +117,7 @@ def test_all_stages(write, tmp_path, monkeypatch):
   assert written["points"] == known
   for name in dataset.splits["train"]:
     scene = dataset.load_scene(name)
-    labels = experiment.read_labels(
+    labels = inputs.read_labels(
       tmp_path / "rpc" / label.FOLDER, scene, len(dataset.classes)
     )
     assert scene.tags[labels].all()

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from wsegpc_jax import defaults, evaluate, experiment
-from wsegpc_jax.data import batching, box_rooms, parts, samples, test_time
+from wsegpc_jax import defaults, evaluate, experiment, inputs
+from wsegpc_jax.data import batching, box_rooms, parts, test_time
 from wsegpc_jax.methods.segmentation import _plan
 from wsegpc_jax.metrics import scene_matrices, segmentation
 from wsegpc_jax.predictor import Predictor, ScenePrediction, receptive_field
@@ -67,10 +67,8 @@ class Network:
     steps = experiment.schedule(config, 1)
     self.method = experiment.build_method(config, K, steps)
     self.whole = Predictor(config, self.method, K)
-    self.sample = samples.evaluation_sample(
-      scene, (), experiment.sample_settings(config)
-    )
-    layout = experiment.layout(config, slots=1)
+    self.sample = inputs.sampler(config).evaluation(scene)
+    layout = inputs.layout(config, slots=1)
     self.batch = batching.collate(
       [self.sample], layout, 0, num_classes=K, teacher=False
     )

@@ -166,13 +166,13 @@ def test_a_mistake_in_the_options_is_one_line(tmp_path, flag, words):
   ],
 )
 def test_a_value_that_cannot_be_is_named(field, value):
-  from wsegpc_jax import defaults, experiment
+  from wsegpc_jax import config_checks, defaults
   from wsegpc_jax.types import DataError
 
   config = defaults.get_tiny()
   config.update_from_flattened_dict({field: value})
   with pytest.raises(DataError, match=f"config.{field}"):
-    experiment.check_config(config)
+    config_checks.check_config(config)
 
 
 def test_a_missing_config_file_is_one_line(tmp_path):
@@ -254,19 +254,16 @@ def _spoil(kind, scene):
   ["truncated", "missing", "length", "nan", "label", "empty", "pose"],
 )
 def test_a_damaged_scene_is_named(root, tmp_path, kind):
-  from wsegpc_jax import defaults, experiment
-  from wsegpc_jax.data import assets, samples
+  from wsegpc_jax import defaults, inputs
+  from wsegpc_jax.data import assets
   from wsegpc_jax.types import DataError
 
   rooms = _copy(root, tmp_path, "rooms")
   scene = sorted(p for p in rooms.iterdir() if p.is_dir())[0]
   words = _spoil(kind, scene)
   with pytest.raises(DataError) as raised:
-    samples.training_sample(
-      assets.open_dataset(rooms),
-      scene.name,
-      np.random.default_rng(0),
-      experiment.sample_settings(defaults.get_tiny("smoke")),
+    inputs.sampler(defaults.get_tiny("smoke")).training(
+      assets.open_dataset(rooms), scene.name, np.random.default_rng(0)
     )
   for word in (str(scene), *words):
     assert word in str(raised.value)

@@ -10,10 +10,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from wsegpc_jax import checkpoints, experiment, writers
+from wsegpc_jax import checkpoints, experiment, inputs, writers
 from wsegpc_jax.data import samples, test_time
 from wsegpc_jax.data.dataset import Dataset
+from wsegpc_jax.data.semantic_kitti import SemanticKitti
 from wsegpc_jax.interop import scannet
+from wsegpc_jax.interop import semantic_kitti as kitti
 from wsegpc_jax.metrics import scene_matrices
 from wsegpc_jax.metrics import segmentation as metrics
 from wsegpc_jax.metrics.scene_matrices import SceneMatrices
@@ -91,12 +93,14 @@ def score_split(
   num_classes: int,
   *,
   visit: Callable[[Scene, ScenePrediction], None] | None = None,
+  absent: str = "skip",
 ) -> Scores:
   """Scores predictions against the truth, summed over scenes and processes.
 
   Args:
     predictions: of `predict_scenes`.
     num_classes: K.
+    absent: see `metrics.segmentation.scores`.
     visit: called with every scene, to write it somewhere.
   """
   names, matrices = [], []
@@ -122,8 +126,8 @@ def score_split(
   if jax.process_count() > 1:
     scenes, pixels = _gather(scenes, pixels)
   return Scores(
-    scenes.scores(),
-    metrics.scores(pixels) if pixels.any() else None,
+    scenes.scores(absent),
+    metrics.scores(pixels, absent=absent) if pixels.any() else None,
     scenes,
   )
 
@@ -188,6 +192,8 @@ def protocol(
     "point's own",
   }
   words.append(superpoints[config.eval.superpoints])
+  if config.eval.absent == "zero":
+    words.append("classes that do not occur count as 0")
   if tta != "none":
     words.append(test_time.describe(tta))
   words.append(f"voxels of {config.data.voxel_size} m")
@@ -218,26 +224,17 @@ def load_variables(config: ConfigDict, workdir: str) -> tuple[dict, dict, str]:
 
 def evaluate(config: ConfigDict, workdir: str) -> Scores:
   """--mode=eval: scores the checkpoint on a split and writes the result."""
-  dataset = experiment.open_data(config)
+  dataset = inputs.open_data(config)
   classes = dataset.classes
   split, tta = config.eval.split, config.eval.tta
-  names = experiment.split_scenes(dataset, split)
+  names = inputs.split_scenes(dataset, split)
   names = names[: config.eval.max_scenes or None]
   variables, host, weights = load_variables(config, workdir)
-  experiment.check_same_data(workdir, dataset)
+  inputs.check_same_data(workdir, dataset)
   steps = experiment.schedule(config, len(names))
   method = experiment.build_method(config, len(classes), steps)
   predictor = Predictor(config, method, len(classes))
-  visit = None
-  if config.eval.export == "scannet":
-    scannet.check_classes(classes)
-    folder = Path(workdir) / "submission"
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def visit(scene, prediction):
-      label = prediction.probabilities.argmax(1)
-      scannet.write_submission(folder / f"{scene.name}.txt", label)
-
+  visit = _exporter(config.eval.export, dataset, Path(workdir) / "submission")
   predictions = predict_scenes(
     predictor,
     variables,
@@ -248,7 +245,9 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     superpoints=config.eval.superpoints,
     tta=tta,
   )
-  scores = score_split(predictions, len(classes), visit=visit)
+  scores = score_split(
+    predictions, len(classes), visit=visit, absent=config.eval.absent
+  )
   name = f"{split}_{config.eval.checkpoint}"
   if tta != "none":
     name += f"_{tta}"
@@ -264,6 +263,31 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
   else:
     print(f"split {split} has no labels: nothing to score")
   return scores
+
+
+def _exporter(export: str, dataset: Dataset, folder: Path):
+  """What writes each scene's prediction as a benchmark wants it, or None."""
+  if not export:
+    return None
+  if export == "scannet":
+    scannet.check_classes(dataset.classes)
+
+    def write(scene, label):
+      scannet.write_submission(folder / f"{scene.name}.txt", label)
+  else:
+    if not isinstance(dataset, SemanticKitti):
+      raise DataError(
+        "config.eval.export='semantic_kitti' needs config.data.format="
+        "'semantic_kitti'"
+      )
+
+    def write(scene, label):
+      own = kitti.count_points(kitti.scan_path(dataset.root, scene.name))
+      raw = dataset.label_map.to_raw(label[:own])
+      kitti.write_prediction(folder, scene.name, raw)
+
+  folder.mkdir(parents=True, exist_ok=True)
+  return lambda scene, out: write(scene, out.probabilities.argmax(1))
 
 
 def write_scores(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from wsegpc_jax import evaluate, experiment
+from wsegpc_jax import evaluate, experiment, inputs
 from wsegpc_jax.files import atomic_write
 from wsegpc_jax.metrics import segmentation as metrics
 from wsegpc_jax.predictor import Predictor, ScenePrediction
@@ -28,12 +28,12 @@ def label(config: ConfigDict, workdir: str) -> evaluate.Scores:
   The teacher's logits of absent classes are masked, its probabilities averaged
   over superpoints. Scored against the truth where that is known.
   """
-  dataset = experiment.open_data(config)
+  dataset = inputs.open_data(config)
   classes = dataset.classes
   split = config.data.train_split
-  names = experiment.split_scenes(dataset, split)
+  names = inputs.split_scenes(dataset, split)
   variables, host, weights = evaluate.load_variables(config, workdir)
-  experiment.check_same_data(workdir, dataset, names)
+  inputs.check_same_data(workdir, dataset, names)
   steps = experiment.schedule(config, len(names))
   method = experiment.build_method(config, len(classes), steps)
   predictor = Predictor(config, method, len(classes))

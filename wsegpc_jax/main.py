@@ -54,10 +54,10 @@ def _run() -> None:
     # A resumed run, and the other modes, find what was compiled already.
     cache = os.path.abspath(os.path.join(_WORKDIR.value, "compiled"))
     jax.config.update("jax_compilation_cache_dir", cache)
-  from wsegpc_jax import evaluate, experiment, label, predict, train
+  from wsegpc_jax import config_checks, evaluate, label, predict, train
 
   config, workdir = _CONFIG.value, _WORKDIR.value
-  experiment.check_config(config)
+  config_checks.check_config(config)
   match _MODE.value:
     case "train":
       name = config_flags.get_config_filename(flags.FLAGS["config"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from wsegpc_jax import evaluate, experiment
+from wsegpc_jax import evaluate, experiment, inputs
 from wsegpc_jax.data import test_time
 from wsegpc_jax.files import atomic_write
 from wsegpc_jax.interop import ply
@@ -55,7 +55,7 @@ def predict(
       f"--output={target!r} and {str(archive)!r} would overwrite --input="
       f"{source!r}; give another name"
     )
-  classes = experiment.read_classes(workdir)
+  classes = inputs.read_classes(workdir)
   unknown = [t for t in tags if t not in classes]
   if unknown:
     raise DataError(

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from wsegpc_jax import experiment
-from wsegpc_jax.data import batching, parts, samples, test_time
-from wsegpc_jax.models.minkunet import ARCHITECTURES
-from wsegpc_jax.sparse.voxelize import ALIGNMENT, voxelize
+from wsegpc_jax import inputs
+from wsegpc_jax.data import batching, parts, test_time
+from wsegpc_jax.experiment import MINKUNET_SPVNAS
+from wsegpc_jax.models import minkunet, spvcnn
+from wsegpc_jax.sparse.voxelize import ALIGNMENT
 from wsegpc_jax.types import Frame, Scene
 
 _MASKED = -1e6  # logit of a class that is known to be absent
@@ -38,8 +39,8 @@ class Predictor:
 
   def __init__(self, config: ConfigDict, method: Any, num_classes: int):
     """method: has `predict(variables, batch)`, see `methods`."""
-    self._settings = experiment.sample_settings(config)
-    self._layout = experiment.layout(config, slots=1)
+    self._sampler = inputs.sampler(config)
+    self._layout = inputs.layout(config, slots=1)
     self._num_classes = num_classes
     self._reach = receptive_field(config.model.arch)
 
@@ -105,7 +106,7 @@ class Predictor:
 
   def _parts(self, coord) -> Iterator[parts.Part]:
     room = self._layout.capacities(len(self._layout.buckets) - 1).levels
-    voxels = voxelize(coord, self._settings.voxel_size)
+    voxels = self._sampler.voxelize(coord)
     return parts.split(voxels, room=room, reach=self._reach)
 
   def _predict(self, variables, scene, frames, tags) -> ScenePrediction:
@@ -115,7 +116,7 @@ class Predictor:
       # The images belong to the whole scene: they go with its first part.
       own = frames if label_2d is None else ()
       subset = parts.take(scene, part.points)
-      sample = samples.evaluation_sample(subset, own, self._settings)
+      sample = self._sampler.evaluation(subset, own)
       out, pixels = self._run(variables, self._batch(sample), tags)
       rows = np.asarray(out)[sample.inverse[part.core]]
       probabilities[part.points[part.core]] = rows
@@ -138,17 +139,28 @@ class Predictor:
 
 
 def receptive_field(arch: str) -> int:
-  """Voxels from a voxel to the farthest that its logits depend on.
+  """Voxels from a voxel to the farthest that its logits depend on, at most.
 
   Along an axis, for the worst place of the voxel in its cell of the coarsest
   level, by walking the network from its end to its beginning.
 
   Args:
-    arch: a key of `models.minkunet.ARCHITECTURES`.
+    arch: a key of `models.minkunet.ARCHITECTURES` or of `models.spvcnn`'s, or
+      `experiment.MINKUNET_SPVNAS`.
   """
-  layers, _, expansion = ARCHITECTURES[arch]
-  # 3^3 convolutions of each stage: two a basic block, one a bottleneck.
-  radius = [n * (2 if expansion == 1 else 1) for n in layers]
+  if arch in minkunet.ARCHITECTURES:
+    layers, _, expansion = minkunet.ARCHITECTURES[arch]
+    # 3^3 convolutions of each stage: two a basic block, one a bottleneck.
+    radius = [n * (2 if expansion == 1 else 1) for n in layers]
+    around = 0
+  else:
+    if arch == MINKUNET_SPVNAS:
+      arch = "spvcnn"
+    stages = spvcnn.ARCHITECTURES[arch]
+    radius = [2 * len(s.blocks) for s in (*stages.down, *stages.up)]
+    # Points read the corners around them at strides 16 and 4, and voxels of
+    # these strides all of their points.
+    around = 2 * (16 + 4)
   farthest = 0
   for start in range(ALIGNMENT):
     low = high = start
@@ -156,9 +168,9 @@ def receptive_field(arch: str) -> int:
       low, high = (low - r) // 2, (high + r) // 2
     for r in radius[3::-1]:  # and the encoder, each after its downsampling
       low, high = 2 * (low - r), 2 * (high + r) + 1
-    low, high = low - 2, high + 2  # the 5^3 stem
+    low, high = low - 2, high + 2  # the stem: 5^3, or twice 3^3
     farthest = max(farthest, start - low, high - start)
-  return farthest
+  return farthest + around
 
 
 def average_superpoints(

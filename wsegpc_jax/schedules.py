@@ -40,6 +40,45 @@ def polynomial_decay(
   return schedule
 
 
+def cosine_decay(
+  base_lr: float, total_steps: int, *, warmup_steps: int = 0
+) -> Callable[[int | jax.Array], jax.Array]:
+  """A linear warm-up, then half a cosine: the schedule of SPVNAS's SGD.
+
+  The rate of step s is base_lr * (s + 1) / W during the W steps of warm-up,
+  then base_lr * (1 + cos(pi * (s - W) / S)) / 2. As in the reference S counts
+  all steps, so that a run with a warm-up ends a little above 0. (It takes
+  W = 1000 // n on n > 1 devices, and none on one.)
+
+  Args:
+    base_lr: largest rate.
+    total_steps: steps of the whole run, S.
+    warmup_steps: W.
+
+  Returns:
+    An optax schedule: step s = 0, 1, ... (int or int array) to float32 rate;
+    from s = S + W on 0.
+
+  Raises:
+    ValueError: no steps, or a negative number of warm-up steps.
+  """
+  if total_steps < 1:
+    raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+  if warmup_steps < 0:
+    raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
+
+  def schedule(step: int | jax.Array) -> jax.Array:
+    step = jnp.asarray(step)
+    done = jnp.clip(step - warmup_steps, 0, total_steps) / total_steps
+    factor = 0.5 * (1 + jnp.cos(jnp.pi * done))
+    if warmup_steps:
+      rising = (step + 1) / warmup_steps
+      factor = jnp.where(step < warmup_steps, rising, factor)
+    return base_lr * factor
+
+  return schedule
+
+
 def linear_warmup_weight(
   step: int | jax.Array, warm: int, *, first: int
 ) -> jax.Array:

@@ -17,11 +17,11 @@ from wsegpc_jax import (
   checkpoints,
   evaluate,
   experiment,
+  inputs,
   parallel,
-  schedules,
   writers,
 )
-from wsegpc_jax.data import batching, pipeline, samples
+from wsegpc_jax.data import batching, pipeline
 from wsegpc_jax.data.dataset import Dataset
 from wsegpc_jax.files import exclusive
 from wsegpc_jax.interop import weights as torch_weights
@@ -85,21 +85,19 @@ def train(
   if begun:
     writers.check_same_config(workdir, resolved, ignore=_MAY_CHANGE)
   dataset = _open_data(config)
-  scenes = experiment.split_scenes(dataset, config.data.train_split)
+  scenes = inputs.split_scenes(dataset, config.data.train_split)
   if begun:
-    experiment.check_same_data(workdir, dataset, scenes)
+    inputs.check_same_data(workdir, dataset, scenes)
   steps = experiment.schedule(config, len(scenes))
   method = experiment.build_method(config, len(dataset.classes), steps)
   mesh = parallel.device_mesh()
   slots = -(-config.train.batch_size // mesh.size)
-  layout = experiment.layout(config, slots=slots)
-  source = experiment.label_source(config, dataset)
-  settings = experiment.sample_settings(config, slots=slots)
+  layout = inputs.layout(config, slots=slots)
+  source = inputs.label_source(config, dataset)
+  sampler = inputs.sampler(config, slots=slots)
 
   def make_sample(name, rng):
-    return samples.training_sample(
-      dataset, name, rng, settings, labels=source, others=scenes
-    )
+    return sampler.training(dataset, name, rng, labels=source, others=scenes)
 
   state = _initial_state(config, method, layout, len(dataset.classes))
   record = Record()
@@ -123,7 +121,7 @@ def train(
 
     if is_writer:
       writers.save_run_info(workdir, resolved, config_name)
-      experiment.write_data_record(workdir, dataset, scenes)
+      inputs.write_data_record(workdir, dataset, scenes)
     state = parallel.replicate(state, mesh)
     step_fn = parallel.data_parallel(
       method.train_step, runner=config.parallel, mesh=mesh
@@ -184,12 +182,12 @@ def train(
 def _open_data(config: ConfigDict) -> Dataset:
   """Opens the data set; one process alone writes it if it is generated."""
   if jax.process_index() == 0:
-    dataset = experiment.open_data(config)
+    dataset = inputs.open_data(config)
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices("data set is there")
-    dataset = experiment.open_data(config)
+    dataset = inputs.open_data(config)
   return dataset
 
 
@@ -320,7 +318,7 @@ def _evaluate(config, workdir, predictor, dataset, state, step):
     "batch_stats": local.ema_batch_stats if teacher else local.batch_stats,
   }
   split = config.eval.split
-  names = experiment.split_scenes(dataset, split)
+  names = inputs.split_scenes(dataset, split)
   names = names[: config.eval.max_scenes or None]
   own = names[jax.process_index() :: jax.process_count()]
   scores = evaluate.score_split(
@@ -334,6 +332,7 @@ def _evaluate(config, workdir, predictor, dataset, state, step):
       superpoints=config.eval.superpoints,
     ),
     len(dataset.classes),
+    absent=config.eval.absent,
   )
   if not scores.points.points:
     logger.info("split %s has no labels: nothing to score", split)
@@ -381,9 +380,7 @@ class _Log:
     self._total = steps.total_steps
     self._scenes = config.train.batch_size
     self._pending: list[tuple[int, dict]] = []
-    self._schedule = schedules.polynomial_decay(
-      config.train.lr, steps.total_steps, config.train.power
-    )
+    self._schedule = experiment.learning_rate(config, steps)
     self._writer = self._progress = None
     if active:
       self._writer = writers.Writer(

@@ -12,6 +12,7 @@ from wsegpc_jax.types import Scene
 SIZES = {
   "none": 1,
   "rotate": 4,
+  "rotate_5": 5,
   "flip": 4,
   "scale": 3,
   "rotate_flip": 8,
@@ -38,7 +39,8 @@ def scene():
 
 def matrix_of(view):
   """What a view does to directions, from sine and cosine."""
-  c, s = (f(view.quarter_turns * math.pi / 2) for f in (math.cos, math.sin))
+  angle = view.quarter_turns * math.pi / 2 + view.angle
+  c, s = math.cos(angle), math.sin(angle)
   turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
   return turn @ np.diag([-1.0 if view.mirror else 1.0, 1, 1])
 
@@ -74,9 +76,7 @@ def test_sets():
   for views in test_time.SETS.values():
     assert views[0] == test_time.View()
     # All different, as what they do.
-    done = {
-      (v.scale, *np.round(matrix_of(v)).astype(int).ravel()) for v in views
-    }
+    done = {(v.scale, *np.round(matrix_of(v), 6).ravel()) for v in views}
     assert len(done) == len(views)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from weight_cases import assert_same, heads, narrow, prefixed, save
 
-from wsegpc_jax import defaults, experiment, train
+from wsegpc_jax import defaults, experiment, inputs, train
 from wsegpc_jax.interop import weights
 from wsegpc_jax.types import DataError
 
@@ -17,7 +17,7 @@ def state():
   config = defaults.get_tiny()
   steps = experiment.Schedule(1, 1, 0)
   method = experiment.build_method(config, 5, steps)
-  layout = experiment.layout(config, slots=1)
+  layout = inputs.layout(config, slots=1)
   return train._initial_state(config, method, layout, 5)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from wsegpc_jax import checkpoints, defaults, experiment, train
+from wsegpc_jax import checkpoints, defaults, experiment, inputs, train
 from wsegpc_jax.data.box_rooms import write_rooms
 from wsegpc_jax.interop import torch_pickle, weights
 from wsegpc_jax.types import DataError
@@ -29,7 +29,7 @@ def fresh_state(num_classes=CLASSES):
   config = defaults.get_tiny()
   steps = experiment.Schedule(1, 1, 0)
   built = experiment.build_method(config, num_classes, steps)
-  layout = experiment.layout(config, slots=1)
+  layout = inputs.layout(config, slots=1)
   return train._initial_state(config, built, layout, num_classes)
 
 
@@ -220,7 +220,7 @@ def test_with_a_data_set_it_can_be_scored(folder, tmp_path):
     *("--to", "orbax", "--data", rooms),
     *("--classes", len(classes), "--random_head"),
   )
-  assert experiment.read_classes(str(target)) == tuple(classes)
+  assert inputs.read_classes(str(target)) == tuple(classes)
 
 
 @pytest.mark.parametrize(

@@ -160,17 +160,9 @@ def _cut(columns, room, margin, budget) -> list | None:
 
 def take(scene: Scene, points: np.ndarray) -> Scene:
   """The scene with some of its points only."""
-  optional = {
-    name: value if value is None else value[points]
-    for name, value in (
-      ("label", scene.label),
-      ("superpoint", scene.superpoint),
-    )
-  }
+  fields = ("coord", "color", "normal", "label", "superpoint", "intensity")
+  arrays = {name: getattr(scene, name) for name in fields}
   return dataclasses.replace(
     scene,
-    coord=scene.coord[points],
-    color=scene.color[points],
-    normal=scene.normal[points],
-    **optional,
+    **{k: v if v is None else v[points] for k, v in arrays.items()},
   )

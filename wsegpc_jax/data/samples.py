@@ -20,6 +20,7 @@ _STUDENT_JITTER = dict(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
 _TEACHER_JITTER = dict(
   brightness=0.15, contrast=0.15, saturation=0.15, hue=0.05
 )
+CHANNELS = 6  # colour and normal
 MAX_SHIFT = 100  # both voxel grids start at a random offset in 0..99
 
 

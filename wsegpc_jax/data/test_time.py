@@ -24,11 +24,13 @@ class View:
     quarter_turns: about z, counterclockwise, after mirroring.
     mirror: whether x changes its sign.
     scale: of the coordinates.
+    angle: about z, radians, after the rest.
   """
 
   quarter_turns: int = 0
   mirror: bool = False
   scale: float = 1.0
+  angle: float = 0.0
 
   def apply(self, scene: Scene) -> Scene:
     """The scene in this view; all else of a scene does not change.
@@ -40,9 +42,8 @@ class View:
     coord = self._turn(scene.coord)
     if self.scale != 1:
       coord = coord * np.float32(self.scale)
-    return dataclasses.replace(
-      scene, coord=coord, normal=self._turn(scene.normal)
-    )
+    normal = None if scene.normal is None else self._turn(scene.normal)
+    return dataclasses.replace(scene, coord=coord, normal=normal)
 
   def _turn(self, vectors: np.ndarray) -> np.ndarray:
     x, y, z = vectors.T
@@ -50,6 +51,9 @@ class View:
       x = -x
     for _ in range(self.quarter_turns % 4):
       x, y = -y, x
+    if self.angle:
+      cosine, sine = np.float32([np.cos(self.angle), np.sin(self.angle)])
+      x, y = cosine * x - sine * y, sine * x + cosine * y
     return np.stack([x, y, z], 1)
 
 
@@ -66,6 +70,8 @@ _ALL_SCALES = (1.0, *_SCALES)
 SETS: dict[str, tuple[View, ...]] = {
   "none": (View(),),
   "rotate": _views(turns=_QUARTERS),
+  # As is usual for laser scans, which have no walls along x and y.
+  "rotate_5": tuple(View(angle=2 * np.pi * i / 5) for i in range(5)),
   "flip": (View(), View(mirror=True), View(2, mirror=True), View(2)),
   "scale": _views(scales=_ALL_SCALES),
   "rotate_flip": _views(turns=_QUARTERS, mirrors=_BOTH),
@@ -83,6 +89,7 @@ def describe(name: str) -> str:
     return "no test-time augmentation"
   kinds = [
     ("quarter turns about z", {v.quarter_turns for v in views} >= {1, 3}),
+    ("turns about z", any(v.angle for v in views)),
     ("mirror images", any(v.mirror for v in views)),
     (
       "scales " + ", ".join(f"{s:g}" for s in sorted({v.scale for v in views})),

@@ -28,6 +28,27 @@ def sgd(
   )
 
 
+def cosine_sgd(
+  base_lr: float,
+  total_steps: int,
+  *,
+  warmup_steps: int = 0,
+  momentum: float = 0.9,
+  weight_decay: float = 1e-4,
+) -> optax.GradientTransformation:
+  """Nesterov's SGD with weight decay on all parameters and cosine decay.
+
+  The decay is added to the gradient before the momentum, as torch does.
+  """
+  schedule = schedules.cosine_decay(
+    base_lr, total_steps, warmup_steps=warmup_steps
+  )
+  return optax.chain(
+    optax.add_decayed_weights(weight_decay),
+    optax.sgd(schedule, momentum=momentum, nesterov=True),
+  )
+
+
 def init_optimizer(
   optimizer: optax.GradientTransformation, params: PyTree
 ) -> PyTree:
