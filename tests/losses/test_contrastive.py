@@ -132,3 +132,13 @@ def test_l2_normalize():
   unit = jax.jit(contrastive.l2_normalize)(vectors)
   expected = [[0.6, 0.8], [0, 0], [3e-2, 4e-2]]
   np.testing.assert_allclose(unit, expected, rtol=1e-5)
+
+
+def test_a_dead_row_gets_no_gradient():
+  vectors = jnp.array([[3.0, 4.0], [0.0, 0.0], [3e-14, 4e-14]])
+  gradient = jax.grad(lambda x: contrastive.l2_normalize(x)[:, 0].sum())(
+    vectors
+  )
+  # d(x / |x|) / dx = (1 - 0.6^2) / 5, d(x / |x|) / dy = -0.6 * 0.8 / 5.
+  expected = [[0.128, -0.096], [0, 0], [0, 0]]
+  np.testing.assert_allclose(gradient, expected, atol=1e-6)
