@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from wsegpc_jax import schedules
 from wsegpc_jax.data import pipeline
-from wsegpc_jax.methods import clustering, common
+from wsegpc_jax.methods import cluster_step, clustering, common
 from wsegpc_jax.methods.cluster_step import ClusterSettings
 from wsegpc_jax.methods.segmentation import Segmentation
 from wsegpc_jax.methods.wsegpc import LossWeights, WSegPC
@@ -19,6 +19,7 @@ from wsegpc_jax.models.dilated_resnet import DilatedResNet
 from wsegpc_jax.models.projection import ProjectionHead
 from wsegpc_jax.models.two_branch import TwoBranchNet
 from wsegpc_jax.parallel import AXIS
+from wsegpc_jax.types import DataError
 
 MINKUNET_SPVNAS = "minkunet_spvnas"  # SPVCNN without its point branch
 # Fields that another program on a run's working directory may see changed.
@@ -86,7 +87,7 @@ def build_method(
   if config.method == "segmentation":
     return Segmentation(net_3d, optimizer)
   if config.method == "clustering":
-    return _clustering(config, net_3d, optimizer)
+    return _clustering(config, num_classes, net_3d, optimizer)
   net_2d = DilatedResNet(
     depth=model.image_depth,
     num_classes=num_classes,
@@ -152,18 +153,36 @@ def _network(config, num_classes) -> minkunet.MinkUNet | spvcnn.SPVCNN:
   )
 
 
-def _clustering(config, network, optimizer) -> clustering.Clustering:
+def _clustering(
+  config, num_classes, network, optimizer
+) -> clustering.Clustering:
   numbers = config.cluster.to_dict()
   source = numbers.pop("feature_source")
   numbers["short_classes"] = tuple(numbers["short_classes"])
+  loss = config.loss
+  try:
+    settings = ClusterSettings(**numbers, compat=config.compat)
+    cluster_step.check_classes(settings, num_classes)
+  except ValueError as error:
+    raise DataError(f"config.cluster: {error}") from error
+  try:
+    weights = clustering.LossWeights(
+      ce=loss.ce, lovasz=loss.lovasz, cluster=loss.cluster
+    )
+  except ValueError as error:
+    raise DataError(f"config.loss: {error}") from error
+  if config.model.arch in minkunet.ARCHITECTURES and source == "bottleneck":
+    raise DataError(
+      f"config.cluster.feature_source='bottleneck' needs a network with a point "
+      f"branch, such as 'spvcnn'; with config.model.arch={config.model.arch!r} "
+      "expected 'decoder'"
+    )
   return clustering.Clustering(
     model=network,
     projection=ProjectionHead(axis_name=AXIS, dtype=jnp.dtype(config.dtype)),
     optimizer=optimizer,
-    weights=clustering.LossWeights(
-      ce=config.loss.ce, lovasz=config.loss.lovasz, cluster=config.loss.cluster
-    ),
-    settings=ClusterSettings(**numbers, compat=config.compat),
+    weights=weights,
+    settings=settings,
     feature_source=source,
     seed=config.seed,
   )

@@ -24,6 +24,7 @@ from wsegpc_jax import (
 from wsegpc_jax.data import batching, pipeline
 from wsegpc_jax.data.dataset import Dataset
 from wsegpc_jax.files import exclusive
+from wsegpc_jax.interop import spvnas_weights
 from wsegpc_jax.interop import weights as torch_weights
 from wsegpc_jax.metrics import segmentation as metrics
 from wsegpc_jax.types import DataError, TrainState
@@ -46,6 +47,9 @@ _MAY_CHANGE = (
   "train.progress_seconds",
   "train.checkpoint_every",
 )
+
+
+_HEAD = "projection"  # of clustering, which a run without it does not have
 
 
 @dataclasses.dataclass
@@ -232,6 +236,11 @@ def start_from(
     ("ema_params", "ema_batch_stats") if teacher else ()
   )
   loaded, host = checkpoints.restore_partial(workdir, keys=keys, which=which)
+  for key in keys:
+    own = getattr(state, key)
+    if _HEAD in own and _HEAD not in loaded[key]:
+      logger.info("%s has no %s/%s: it starts at random", workdir, key, _HEAD)
+      loaded[key][_HEAD] = own[_HEAD]
   state = state.replace(
     **{k: _fit(loaded[k], getattr(state, k), f"{workdir}: {k}") for k in keys}
   )
@@ -241,6 +250,9 @@ def start_from(
 
 def _start_from_file(path: str, state: TrainState) -> tuple[TrainState, Record]:
   own = {"params": state.params, "batch_stats": state.batch_stats}
+  if "stem0_conv" in own["params"]:  # SPVCNN and its kin
+    student, _ = spvnas_weights.load(path, own)
+    return _with(state, student, None), Record()
   student, teacher, file = torch_weights.load(path, own)
   logger.info("initialised from %s, best mIoU %.4f", path, file.best_miou)
   return _with(state, student, teacher), Record(best_miou=file.best_miou)

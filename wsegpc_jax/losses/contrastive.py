@@ -6,8 +6,13 @@ from jaxtyping import Array, Float, Int32
 
 
 def l2_normalize(x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
-  """x / max(|x|, 1e-12), with a finite gradient at zero."""
+  """x / max(|x|, 1e-12); vectors shorter than that get no gradient.
+
+  It would be 1e12 times as large as what comes in: one dead row would be enough
+  to ruin a network.
+  """
   square = (x * x).sum(-1, keepdims=True)
+  x = jnp.where(square > 1e-24, x, jax.lax.stop_gradient(x))
   return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
