@@ -220,7 +220,8 @@ def format_table(result: dict) -> str:
       )
     ]
     text = f"{name:<{width}}" + "".join(f"{c:>9}" for c in cells[:3])
-    if entry["low"] is None:
+    # One scene is drawn again and again: nothing varies.
+    if entry["low"] is None or result["scenes"] < 2:
       return f"{text}   -"
     sure = entry["low"] > 0 or entry["high"] < 0
     return f"{text}   {cells[3]:>7} .. {cells[4]:>7}{' *' if sure else ''}"
@@ -238,8 +239,14 @@ def format_table(result: dict) -> str:
       line,
       row("mean", result["miou"]),
       f"B is better in {100 * result['b_better']:.1f} % of "
-      f"{result['draws']} draws of the scenes",
-      *(["intervals of so few scenes are too narrow"] if few else []),
+      f"{result['draws']} draws of the scenes"
+      if result["scenes"] > 1
+      else "no intervals: they come from drawing scenes, and there is one",
+      *(
+        ["intervals of so few scenes are too narrow"]
+        if few and result["scenes"] > 1
+        else []
+      ),
     ]
   )
 

@@ -143,3 +143,14 @@ def test_mistakes_are_named(runs, tmp_path):
   (tmp_path / "two" / "eval" / "val_best.scenes.npz").unlink()
   with pytest.raises(DataError, match="val_best.scenes.npz"):
     compare_runs.main(list(runs))
+
+
+def test_one_scene_has_no_intervals(tmp_path, capsys):
+  runs = [
+    str(write(tmp_path / name, matrices[:1], names=("a",)))
+    for name, matrices in (("a", A), ("b", B))
+  ]
+  compare_runs.main([*runs, "--draws", "100"])
+  table = capsys.readouterr().out
+  assert ".." not in table and "*" not in table
+  assert "no intervals" in table
