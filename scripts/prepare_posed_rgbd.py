@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from wsegpc_jax.arguments import count, length
 from wsegpc_jax.data import subscenes
 from wsegpc_jax.data.assets import (
   open_dataset,
@@ -253,13 +254,13 @@ def parse_args(argv):
   add(
     "--intrinsics_size",
     nargs=2,
-    type=_count,
+    type=count,
     metavar=("W", "H"),
     help="resolution they are for; default: that of the colour images",
   )
   add(
     "--depth_scale",
-    type=_length,
+    type=length,
     default=1000.0,
     help="units of depth a metre (default: %(default)s)",
   )
@@ -270,38 +271,38 @@ def parse_args(argv):
   )
   add(
     "--every",
-    type=_count,
+    type=count,
     default=1,
     help="keep each k-th frame (default: %(default)s)",
   )
   add(
     "--image_size",
     nargs=2,
-    type=_count,
+    type=count,
     metavar=("H", "W"),
     help="size to store; default: that of the colour images",
   )
   add(
     "--fuse_voxel",
-    type=_length,
+    type=length,
     default=0.02,
     help="metres between fused points (default: %(default)s)",
   )
   add(
     "--fuse_every",
-    type=_count,
+    type=count,
     default=1,
     help="fuse each k-th frame (default: %(default)s)",
   )
   add(
     "--fuse_max_depth",
-    type=_length,
+    type=length,
     default=3.0,
     help="metres; depth beyond is not fused (default: %(default)s)",
   )
   add(
     "--part_size",
-    type=_length,
+    type=length,
     help="cut the capture into parts about this many metres wide, each a scene"
     " with tags of its own, from --labels or the boxes of --tags_pickle: few"
     " captures teach more in parts",
@@ -319,20 +320,6 @@ def parse_args(argv):
       " same file, whose boxes are those of the aligned capture"
     )
   return args
-
-
-def _count(text):
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-  return value
-
-
-def _length(text):
-  value = float(text)
-  if not 0 < value < float("inf"):
-    raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
-  return value
 
 
 def read_classes(name: str) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ import numpy as np
 from absl import logging
 from scipy.spatial import cKDTree
 
+from wsegpc_jax.arguments import count
 from wsegpc_jax.data.links import link_points
 from wsegpc_jax.data.preparation import prepare
 from wsegpc_jax.interop import s3dis
@@ -102,14 +103,14 @@ def parse_args(argv):
   )
   add(
     "--every",
-    type=_count,
+    type=count,
     default=5,
     help="keep each k-th frame of a room (default: %(default)s)",
   )
   add(
     "--image_size",
     nargs=2,
-    type=_count,
+    type=count,
     default=[256, 256],
     metavar=("H", "W"),
     help="size to store (default: 256 256)",
@@ -121,16 +122,9 @@ def parse_args(argv):
     help="keep one point, the first, of each cube of this edge in metres;"
     " scores are then over the points kept (default: 0, keep all)",
   )
-  add("--workers", type=_count, default=1, help="rooms at a time")
+  add("--workers", type=count, default=1, help="rooms at a time")
   add("--name", default="s3dis", help="of the data set (default: %(default)s)")
   return parser.parse_args(argv)
-
-
-def _count(text):
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-  return value
 
 
 def _length(text):

@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from wsegpc_jax.arguments import count
 from wsegpc_jax.data import preparation, scannet_processed
 from wsegpc_jax.interop.capture import (
   Camera,
@@ -139,29 +140,22 @@ def parse_args(argv):
   )
   add(
     "--every",
-    type=_count,
+    type=count,
     default=20,
     help="keep each k-th frame (default: %(default)s)",
   )
   add(
     "--image_size",
     nargs=2,
-    type=_count,
+    type=count,
     metavar=("H", "W"),
     help="size to store; default: 240 320, or as --processed has it",
   )
-  add("--workers", type=_count, default=1, help="processes (default: 1)")
+  add("--workers", type=count, default=1, help="processes (default: 1)")
   args = parser.parse_args(argv)
   if args.raw and not args.split:
     parser.error("--raw needs --split, such as train=scannetv2_train.txt")
   return args
-
-
-def _count(text):
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-  return value
 
 
 def read_splits(arguments: list[str]) -> dict[str, list[str]]:

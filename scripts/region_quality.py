@@ -20,6 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
+from wsegpc_jax.arguments import count
 from wsegpc_jax.data.assets import AssetDataset, open_dataset
 from wsegpc_jax.files import atomic_write
 from wsegpc_jax.regions.image_regions import image_regions
@@ -104,8 +105,8 @@ def parse_args(argv):
     " estimated (default: %(default)s)",
   )
   add("--scale", type=_positive, help="larger gives larger superpoints")
-  add("--min_size", type=_count, help="smallest superpoint, cubes of 3 cm")
-  add("--neighbors", type=_count, help="edges a cube, for --method graph")
+  add("--min_size", type=count, help="smallest superpoint, cubes of 3 cm")
+  add("--neighbors", type=count, help="edges a cube, for --method graph")
   add(
     "--images",
     default="none",
@@ -114,7 +115,7 @@ def parse_args(argv):
     " (default: %(default)s)",
   )
   add("--image_scale", type=_positive, help="larger gives larger superpixels")
-  add("--image_min_size", type=_count, help="smallest superpixel, pixels")
+  add("--image_min_size", type=count, help="smallest superpixel, pixels")
   add("--json", help="file to write all numbers to")
   args = parser.parse_args(argv)
   for option, needs in (
@@ -130,13 +131,6 @@ def parse_args(argv):
     ):
       parser.error(f"--{option} needs --{chosen} {' or '.join(values)}")
   return args
-
-
-def _count(text):
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-  return value
 
 
 def _positive(text):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wsegpc_jax.arguments import count, length
 from wsegpc_jax.data.layouts import LAYOUTS, open_dataset
 from wsegpc_jax.data.links import choose_views
 from wsegpc_jax.files import atomic_write
@@ -106,7 +107,7 @@ def parse_args(argv):
   add(
     "--size",
     nargs=2,
-    type=_count,
+    type=count,
     default=(480, 640),
     metavar=("H", "W"),
     help="of each picture of --png (default: 480 640)",
@@ -120,14 +121,14 @@ def parse_args(argv):
   )
   add(
     "--tolerance",
-    type=_length,
+    type=length,
     default=0.05,
     help="metres between a point and the depth image for a link"
     " (default: %(default)s)",
   )
   add(
     "--max_points",
-    type=_count,
+    type=count,
     default=500_000,
     help="most points shown, drawn at random (default: %(default)s)",
   )
@@ -139,20 +140,6 @@ def parse_args(argv):
   )
   add("--port", type=_port, default=8080, help="default: %(default)s")
   return parser.parse_args(argv)
-
-
-def _count(text):
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-  return value
-
-
-def _length(text):
-  value = float(text)
-  if not 0 < value < float("inf"):
-    raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
-  return value
 
 
 def _port(text):

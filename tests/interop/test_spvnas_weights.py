@@ -363,7 +363,7 @@ class TestMistakes:
       (lambda a: np.full_like(a, np.nan), "finite"),
       (lambda a: a.astype(np.int32), "floats, got int32"),
       (lambda a: a.tolist(), "array, got list"),
-      (lambda a: -a, "zero or more"),
+      (lambda a: -a, "variance is negative"),
     ],
   )
   def test_values(self, change, words):

@@ -22,7 +22,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -119,7 +118,9 @@ def fill(
       kept.append("/".join(full))
       continue
     key = _choose(candidates(full, naming), arrays, like.shape, where)
-    theirs = _floats(arrays[key], f"{where}: {key}", var=full[-1] == "var")
+    theirs = weights.checked_floats(
+      arrays[key], f"{where}: {key}", var=full[-1] == "var"
+    )
     other_classes = is_head and theirs.shape[:1] != like.shape[-1:]
     if other_classes and random_head:
       kept.append("/".join(full))
@@ -284,15 +285,3 @@ def _slice(full, value, shape, arrays, naming, variables):
     value = value[..., [i for i in index if i < value.shape[-2]], :]
   channels = tuple(slice(n) for n in shape[-2:])
   return value[(..., *channels)]
-
-
-def _floats(value: Any, where: str, *, var: bool) -> np.ndarray:
-  if not isinstance(value, np.ndarray):
-    raise DataError(f"{where}: expected an array, got {type(value).__name__}")
-  if not jnp.issubdtype(value.dtype, jnp.floating):
-    raise DataError(f"{where}: expected floats, got {value.dtype}")
-  value = value.astype(np.promote_types(np.float32, value.dtype))
-  if not np.isfinite(value).all() or (var and (value < 0).any()):
-    what = "finite values of zero or more" if var else "finite values"
-    raise DataError(f"{where}: expected {what}")
-  return value

@@ -231,7 +231,9 @@ def fill(
         f"{where}: has no {key!r}, which this network needs with shape "
         f"{list(shape)}"
       )
-    value = _value(arrays[key], f"{where}: {key}", var=path[-1] == "var")
+    value = checked_floats(
+      arrays[key], f"{where}: {key}", var=path[-1] == "var"
+    )
     if value.shape not in weight_names.accepted_shapes(part, path, shape):
       other_classes = weight_names.differ_in_classes(
         part, path, value.shape, shape
@@ -358,7 +360,12 @@ def _locate(full: tuple[str, ...], variables: Variables):
   return "net_3d" if "conv0" in params else "net_2d", full
 
 
-def _value(value: Any, where: str, *, var: bool) -> np.ndarray:
+def checked_floats(value: Any, where: str, *, var: bool) -> np.ndarray:
+  """A finite float array, float32 or wider; `var`: of a variance.
+
+  Raises:
+    DataError: it is none; names `where`.
+  """
   if not isinstance(value, np.ndarray):
     raise DataError(f"{where}: expected an array, got {type(value).__name__}")
   if not jnp.issubdtype(value.dtype, jnp.floating):

@@ -82,18 +82,20 @@ class Pointwise(nn.Module):
 
 
 class BasicBlock(nn.Module):
-  """Two 3^3 convolutions and a skip."""
+  """Two 3^3 convolutions and a skip; `middle` is the width between them."""
 
   planes: int
   conv3: type
   point: type
   norm: type
+  middle: int | None = None
 
   @nn.compact
   def __call__(self, x, level, *, train: bool):
     apply, table = conv.submanifold_conv, level.neighbors
     norm = functools.partial(_norm, self.norm, level.valid, train)
-    y = self.conv3(self.planes, name="conv1")(x, apply, table)
+    middle = self.middle or self.planes
+    y = self.conv3(middle, name="conv1")(x, apply, table)
     y = nn.relu(norm("norm1", y))
     y = norm("norm2", self.conv3(self.planes, name="conv2")(y, apply, table))
     if x.shape[-1] != self.planes:

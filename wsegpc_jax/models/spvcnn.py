@@ -17,7 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from wsegpc_jax.models.masked_batch_norm import MaskedBatchNorm
-from wsegpc_jax.models.minkunet import Classifier, Pointwise, SparseConv
+from wsegpc_jax.models.minkunet import (
+  BasicBlock,
+  Classifier,
+  Pointwise,
+  SparseConv,
+)
 from wsegpc_jax.models.projection import LinearUnit
 from wsegpc_jax.sparse import conv, point_voxel
 from wsegpc_jax.sparse.plan import Plan
@@ -92,30 +97,6 @@ ARCHITECTURES = {
 }
 
 
-class ResidualBlock(nn.Module):
-  """Two 3^3 convolutions and a skip."""
-
-  middle: int
-  planes: int
-  conv3: type
-  point: type
-  norm: type
-
-  @nn.compact
-  def __call__(self, x, level, *, train: bool):
-    def norm(name, x):
-      return self.norm(name=name)(x, level.valid, train=train)
-
-    apply, table = conv.submanifold_conv, level.neighbors
-    y = self.conv3(self.middle, name="conv1")(x, apply, table)
-    y = nn.relu(norm("norm1", y))
-    y = norm("norm2", self.conv3(self.planes, name="conv2")(y, apply, table))
-    if x.shape[-1] != self.planes:
-      x = self.point(self.planes, name="downsample_conv")(x)
-      x = norm("downsample_norm", x)
-    return nn.relu(y + x)
-
-
 class SPVCNN(nn.Module):
   """SPVCNN over the plan of a five-level pyramid.
 
@@ -180,9 +161,9 @@ class SPVCNN(nn.Module):
       return nn.relu(norm(name=f"{name}_norm")(x, level.valid, train=train))
 
     def blocks(x, level, name, stage):
-      for j, widths in enumerate(stage.blocks):
-        block = ResidualBlock(
-          *widths, conv3, point, norm, name=f"{name}_block{j}"
+      for j, (middle, planes) in enumerate(stage.blocks):
+        block = BasicBlock(
+          planes, conv3, point, norm, middle, name=f"{name}_block{j}"
         )
         x = block(x, level, train=train)
       return x
