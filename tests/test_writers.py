@@ -306,3 +306,15 @@ def test_write_json_makes_folders_and_refuses_what_is_not_json(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(OSError, match="cannot write it.*c.json"):
     writers.write_json(tmp_path / "file" / "c.json", 1)
+
+
+def test_fields_that_a_run_did_not_have_yet_count_as_their_defaults(tmp_path):
+  (tmp_path / "config.json").write_text('{"a": 1, "data": {"root": "x"}}')
+  defaults = {"a": 9, "data": {"root": "", "cache": "", "size": (2, 3)}}
+  new = {"a": 1, "data": {"root": "x", "cache": "", "size": [2, 3]}}
+  writers.check_same_config(tmp_path, new, defaults=defaults)
+  with pytest.raises(DataError, match="data.cache was not set"):
+    writers.check_same_config(tmp_path, new)
+  new["data"]["cache"] = "y"
+  with pytest.raises(DataError, match='data.cache was "" and is now "y"'):
+    writers.check_same_config(tmp_path, new, defaults=defaults)

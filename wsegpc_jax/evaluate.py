@@ -14,6 +14,7 @@ from wsegpc_jax import checkpoints, experiment, inputs, writers
 from wsegpc_jax.data import samples, test_time
 from wsegpc_jax.data.dataset import Dataset
 from wsegpc_jax.data.semantic_kitti import SemanticKitti
+from wsegpc_jax.defaults import get_defaults
 from wsegpc_jax.interop import scannet
 from wsegpc_jax.interop import semantic_kitti as kitti
 from wsegpc_jax.metrics import scene_matrices
@@ -210,7 +211,10 @@ def load_variables(config: ConfigDict, workdir: str) -> tuple[dict, dict, str]:
     raise DataError("only --mode=train runs in several processes")
   resolved = json.loads(config.to_json())
   writers.check_same_config(
-    workdir, resolved, ignore=experiment.NOT_OF_THE_NETWORK
+    workdir,
+    resolved,
+    ignore=experiment.NOT_OF_THE_NETWORK,
+    defaults=get_defaults().to_dict(),
   )
   teacher = config.eval.weights == "teacher" and config.method == "wsegpc"
   prefix = "ema_" if teacher else ""

@@ -23,6 +23,7 @@ from wsegpc_jax import (
 )
 from wsegpc_jax.data import batching, pipeline
 from wsegpc_jax.data.dataset import Dataset
+from wsegpc_jax.defaults import get_defaults
 from wsegpc_jax.files import exclusive
 from wsegpc_jax.interop import spvnas_weights
 from wsegpc_jax.interop import weights as torch_weights
@@ -87,7 +88,12 @@ def train(
   resolved = json.loads(config.to_json())
   begun = (Path(workdir) / "checkpoints").is_dir()
   if begun:
-    writers.check_same_config(workdir, resolved, ignore=_MAY_CHANGE)
+    writers.check_same_config(
+      workdir,
+      resolved,
+      ignore=_MAY_CHANGE,
+      defaults=get_defaults().to_dict(),
+    )
   dataset = _open_data(config)
   scenes = inputs.split_scenes(dataset, config.data.train_split)
   if begun:

@@ -253,6 +253,7 @@ def check_same_config(
   config: dict[str, Any],
   *,
   ignore: tuple[str, ...] = (),
+  defaults: Mapping[str, Any] | None = None,
 ) -> None:
   """Refuses a working directory that holds a run of another config.
 
@@ -260,6 +261,8 @@ def check_same_config(
     workdir: working directory; without a config.json anything goes.
     config: the resolved config of the run to come, JSON-able.
     ignore: dotted names of entries that may differ, with all below them.
+    defaults: values of entries that the run's config does not have yet, because
+      it was written by an earlier version.
 
   Raises:
     DataError: the configs differ; names the first few entries that do.
@@ -273,6 +276,8 @@ def check_same_config(
     raise DataError(f"{path} is not JSON: {error}") from error
   # Through JSON, so that a tuple here equals the list that it became there.
   old, new = _flat(old), _flat(json.loads(json.dumps(config)))
+  if defaults:
+    old = _flat(json.loads(json.dumps(defaults))) | old
   differing = [
     key
     for key in dict.fromkeys((*old, *new))

@@ -1,0 +1,416 @@
+"""SPVCNN in PyTorch on a CPU: what benchmark_spvcnn.py compares with.
+
+Runs in an environment of its own and reads nothing of wsegpc_jax:
+
+  python spvcnn_torch.py FOLDER --convolution torch --threads 2
+
+FOLDER has scene.npz (coords int [M, 3], in Morton order; features float32
+[M, 4]; label int [M], 255 = none), weights.npz (arrays by the names and in the
+layout of models/spvcnn.py) and settings.json (lr, momentum, weight_decay).
+One line on standard input is one command, answered by one line of JSON:
+
+  logits FILE   writes the logits of the scene in evaluation mode, npy
+  inference     evaluation mode, without gradients: "seconds", "cpu_seconds"
+  step          one training step: these, and "loss", "grad_norm"
+
+Every inference and every step builds its neighbour maps, as each new scan
+would need them. --convolution torch: a list of (input row, output row) for each
+tap; gather, matrix product, index_add, and a backward pass of the same kind.
+--convolution spconv: the layers of spconv, whose CPU path is right with one
+thread only.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+_IGNORE = 255
+_SPAN = 1 << 20  # of a coordinate in a key
+# Taps of 3^3 and 2^3 kernels: x innermost.
+_ODD = [(x, y, z) for z, y, x in itertools.product((-1, 0, 1), repeat=3)]
+_EVEN = [(x, y, z) for z, y, x in itertools.product((0, 1), repeat=3)]
+
+
+class Lookup:
+  """Rows of voxels [M, 3] by their coordinates."""
+
+  def __init__(self, coords):
+    self.keys = key(coords)
+    self.sorted, self.order = torch.sort(self.keys)
+
+  def __call__(self, keys):
+    """Row of each key, and whether it exists."""
+    at = torch.searchsorted(self.sorted, keys).clamp_(max=len(self.sorted) - 1)
+    return self.order[at], self.sorted[at] == keys
+
+
+def key(coords):
+  """One integer a voxel; that of a neighbour is a constant away."""
+  x, y, z = (coords.long() + 1).unbind(1)
+  return (x * _SPAN + y) * _SPAN + z
+
+
+def step_of_key(offset):
+  x, y, z = offset
+  return (x * _SPAN + y) * _SPAN + z
+
+
+def neighbor_pairs(lookup):
+  """(input rows, output rows) of the 27 taps; None for the one in the middle.
+
+  A tap and its mirror image have the same pairs the other way round, so half
+  of them are searched.
+  """
+  first = []
+  for offset in _ODD[:13]:
+    rows, exists = lookup(lookup.keys + step_of_key(offset))
+    out = exists.nonzero().squeeze(1)
+    first.append((rows[out], out))
+  return first + [None] + [(out, rows) for rows, out in reversed(first)]
+
+
+def child_pairs(coords):
+  """The next coarser level of voxels in Morton order, and the pairs of it.
+
+  Returns:
+    its coordinates, and (fine rows, coarse rows) of the 8 taps.
+  """
+  coarse, parent = torch.unique_consecutive(
+    coords >> 1, dim=0, return_inverse=True
+  )
+  octant = (coords & 1) @ torch.tensor([1, 2, 4])
+  fine = [(octant == tap).nonzero().squeeze(1) for tap in range(8)]
+  return coarse, [(rows, parent[rows]) for rows in fine]
+
+
+class PairConvolution(torch.autograd.Function):
+  """Sum over taps of x[rows] @ weight[tap], added up at the output rows."""
+
+  @staticmethod
+  def forward(ctx, x, weight, pairs, size):
+    ctx.save_for_backward(x, weight)
+    ctx.pairs = pairs
+    middle = None in pairs
+    out = x @ weight[13] if middle else x.new_zeros(size, weight.shape[2])
+    for tap, pair in enumerate(pairs):
+      if pair is not None and len(pair[0]):
+        out.index_add_(0, pair[1], x.index_select(0, pair[0]) @ weight[tap])
+    return out
+
+  @staticmethod
+  def backward(ctx, gradient):
+    x, weight = ctx.saved_tensors
+    gradient = gradient.contiguous()
+    d_weight = torch.zeros_like(weight)
+    if None in ctx.pairs:
+      d_x = gradient @ weight[13].T
+      torch.mm(x.T, gradient, out=d_weight[13])
+    else:
+      d_x = torch.zeros_like(x)
+    for tap, pair in enumerate(ctx.pairs):
+      if pair is not None and len(pair[0]):
+        g = gradient.index_select(0, pair[1])
+        d_x.index_add_(0, pair[0], g @ weight[tap].T)
+        torch.mm(x.index_select(0, pair[0]).T, g, out=d_weight[tap])
+    return d_x, d_weight, None, None
+
+
+class TorchLayers:
+  """Convolutions by lists of pairs."""
+
+  def __init__(self, kernels):
+    self.kernels = {k: torch.nn.Parameter(v) for k, v in kernels.items()}
+
+  def parameters(self):
+    return list(self.kernels.values())
+
+  def start(self, coords):
+    """Builds the maps of a scene."""
+    self.coords, self.near, self.family = [coords], [], []
+    for _ in range(4):
+      coarse, pairs = child_pairs(self.coords[-1])
+      self.coords.append(coarse)
+      self.family.append(pairs)
+    self.lookups = [Lookup(c) for c in self.coords]
+    self.near = [neighbor_pairs(lookup) for lookup in self.lookups]
+
+  def lookup(self, level):
+    return self.lookups[level]
+
+  def same(self, name, x, level):
+    pairs = self.near[level]
+    return PairConvolution.apply(x, self.kernels[name], pairs, len(x))
+
+  def down(self, name, x, level):
+    size = len(self.coords[level + 1])
+    pairs = self.family[level]
+    return PairConvolution.apply(x, self.kernels[name], pairs, size)
+
+  def up(self, name, x, level):
+    size = len(self.coords[level])
+    pairs = [(coarse, fine) for fine, coarse in self.family[level]]
+    return PairConvolution.apply(x, self.kernels[name], pairs, size)
+
+
+class SpconvLayers:
+  """Convolutions by spconv; rows of the coarser levels are in its order."""
+
+  def __init__(self, kernels):
+    import spconv.pytorch as spconv
+    from spconv.pytorch import ops
+
+    if torch.get_num_threads() > 1:
+      raise ValueError("spconv's CPU path is wrong with more than one thread")
+    # It asks for a CUDA stream on the way back, also on a CPU.
+    ops.get_current_stream = lambda: 0
+    self.tensor = spconv.SparseConvTensor
+    self.layers = {}
+    for name, value in kernels.items():
+      taps, wide, out = value.shape
+      level = self._level(name)
+      if taps == 27:
+        layer = spconv.SubMConv3d(
+          wide, out, 3, bias=False, indice_key=f"same{level}"
+        )
+      elif name.startswith("down"):
+        layer = spconv.SparseConv3d(
+          wide, out, 2, stride=2, bias=False, indice_key=f"down{level}"
+        )
+      else:
+        layer = spconv.SparseInverseConv3d(
+          wide, out, 2, bias=False, indice_key=f"down{level}"
+        )
+      # [out, z, y, x, in].
+      side = 3 if taps == 27 else 2
+      value = value.permute(2, 0, 1).reshape(out, side, side, side, wide)
+      assert layer.weight.shape == value.shape, layer.weight.shape
+      layer.weight.data = value.contiguous()
+      self.layers[name] = layer
+
+  @staticmethod
+  def _level(name):
+    """Level of a layer's maps: the finer one where it joins two."""
+    part = name.split("/")[0]
+    if part.startswith("stem"):
+      return 0
+    i, joins = int(part.lstrip("downup")[0]), part.endswith("_conv")
+    return (i if joins else i + 1) if part.startswith("down") else 3 - i
+
+  def parameters(self):
+    return [layer.weight for layer in self.layers.values()]
+
+  def start(self, coords):
+    indices = F.pad(coords.flip(1), (1, 0)).int()  # scene, z, y, x
+    # Whole at every stride, or its last voxels would have no parent.
+    shape = [(int(n) // 16 + 1) * 16 for n in indices[:, 1:].amax(0)]
+    empty = torch.zeros(len(coords), 1)
+    self.levels = [self.tensor(empty, indices, shape, 1)]
+
+  def lookup(self, level):
+    return Lookup(self.levels[level].indices[:, 1:].flip(1))
+
+  def same(self, name, x, level):
+    return self.layers[name](self.levels[level].replace_feature(x)).features
+
+  def down(self, name, x, level):
+    out = self.layers[name](self.levels[level].replace_feature(x))
+    self.levels.append(out)
+    return out.features
+
+  def up(self, name, x, level):
+    below = self.levels[level + 1].replace_feature(x)
+    return self.layers[name](below).features
+
+
+class Network:
+  """The network; what it consists of follows from the names."""
+
+  def __init__(self, arrays, layers):
+    arrays = {k: torch.from_numpy(v) for k, v in arrays.items()}
+    self.stats = {
+      k: v for k, v in arrays.items() if k.startswith("batch_stats")
+    }
+    params = {
+      k.removeprefix("params/"): v for k, v in arrays.items() if "params/" in k
+    }
+    kernels = {k: v for k, v in params.items() if v.ndim == 3}
+    self.layers = layers(kernels)
+    self.dense = {
+      k: torch.nn.Parameter(v) for k, v in params.items() if v.ndim < 3
+    }
+    self.blocks = sorted({k.split("/")[0] for k in params if "_block" in k})
+
+  def parameters(self):
+    return self.layers.parameters() + list(self.dense.values())
+
+  def __call__(self, coords, x, *, train):
+    self.train = train
+    layers = self.layers
+    layers.start(coords)
+    for i in range(2):
+      x = layers.same(f"stem{i}_conv/kernel", x, 0)
+      x = self.norm(f"stem{i}_norm", x).relu_()
+    skips = [x]
+    for i in range(4):
+      x = layers.down(f"down{i}_conv/kernel", x, i)
+      x = self.norm(f"down{i}_norm", x).relu_()
+      x = self.residual(f"down{i}", x, i + 1)
+      skips.append(x)
+    at_4 = Exchange(coords, layers.lookup(4), 4)
+    points = at_4.to_points(x) + self.linear_unit("point0", skips[0])
+    x = self.up(0, at_4.to_voxels(points), skips)
+    x = self.up(1, x, skips)
+    at_2 = Exchange(coords, layers.lookup(2), 2)
+    points = at_2.to_points(x) + self.linear_unit("point1", points)
+    x = self.up(2, at_2.to_voxels(points), skips)
+    x = self.up(3, x, skips)
+    x = x + self.linear_unit("point2", points)
+    return self.linear("classifier", x)
+
+  def up(self, i, x, skips):
+    x = self.layers.up(f"up{i}_conv/kernel", x, 3 - i)
+    x = self.norm(f"up{i}_norm", x).relu_()
+    x = torch.cat([x, skips[3 - i]], 1)
+    return self.residual(f"up{i}", x, 3 - i)
+
+  def residual(self, part, x, level):
+    for block in (b for b in self.blocks if b.startswith(part + "_")):
+      y = self.layers.same(f"{block}/conv1/kernel", x, level)
+      y = self.norm(f"{block}/norm1", y).relu_()
+      y = self.layers.same(f"{block}/conv2/kernel", y, level)
+      y = self.norm(f"{block}/norm2", y)
+      if f"{block}/downsample_conv/kernel" in self.dense:
+        x = x @ self.dense[f"{block}/downsample_conv/kernel"]
+        x = self.norm(f"{block}/downsample_norm", x)
+      x = (y + x).relu_()
+    return x
+
+  def norm(self, name, x):
+    return F.batch_norm(
+      x,
+      self.stats[f"batch_stats/{name}/mean"],
+      self.stats[f"batch_stats/{name}/var"],
+      self.dense[f"{name}/scale"],
+      self.dense[f"{name}/bias"],
+      training=self.train,
+    )
+
+  def linear(self, name, x):
+    return torch.addmm(
+      self.dense[f"{name}/bias"], x, self.dense[f"{name}/kernel"]
+    )
+
+  def linear_unit(self, name, x):
+    return self.norm(f"{name}/norm", self.linear(f"{name}/linear", x)).relu_()
+
+
+class Exchange:
+  """Between the finest voxels, taken as points, and a coarser level."""
+
+  def __init__(self, coords, lookup, level):
+    stride = 1 << level
+    base, inside = coords >> level, coords & (stride - 1)
+    keys = key(base)
+    rows, weights = [], []
+    for corner in _EVEN:
+      found, exists = lookup(keys + step_of_key(corner))
+      near = torch.where(torch.tensor(corner) > 0, inside, stride - inside)
+      rows.append(found)
+      weights.append(near.prod(1) * exists)
+    self.parent = rows[0]
+    self.rows = torch.stack(rows, 1)
+    weights = torch.stack(weights, 1).float()
+    self.weights = weights / weights.sum(1, keepdim=True)
+    self.size = len(lookup.keys)
+    count = torch.bincount(self.parent, minlength=self.size)
+    self.share = count.float().reciprocal_()[:, None]
+
+  def to_points(self, x):
+    return F.embedding_bag(
+      self.rows, x, mode="sum", per_sample_weights=self.weights
+    )
+
+  def to_voxels(self, x):
+    total = x.new_zeros(self.size, x.shape[1])
+    return total.index_add(0, self.parent, x) * self.share
+
+
+class Program:
+  """The commands."""
+
+  def __init__(self, folder, convolution, threads):
+    torch.set_num_threads(threads)
+    layers = {"torch": TorchLayers, "spconv": SpconvLayers}[convolution]
+    with np.load(folder / "weights.npz") as weights:
+      self.network = Network(dict(weights), layers)
+    with np.load(folder / "scene.npz") as scene:
+      self.coords = torch.from_numpy(scene["coords"].astype(np.int64))
+      self.features = torch.from_numpy(scene["features"])
+      self.label = torch.from_numpy(scene["label"].astype(np.int64))
+    settings = json.loads((folder / "settings.json").read_text())
+    self.optimizer = torch.optim.SGD(
+      self.network.parameters(), nesterov=True, **settings
+    )
+
+  def logits(self, path):
+    np.save(path, self._infer().numpy())
+    return {}
+
+  def inference(self):
+    return timed(self._infer)[0]
+
+  def step(self):
+    times, loss = timed(self._step)
+    squares = (p.grad.square().sum() for p in self.network.parameters())
+    norm = float(sum(squares)) ** 0.5
+    return times | {"loss": float(loss.detach()), "grad_norm": norm}
+
+  def _infer(self):
+    with torch.inference_mode():
+      return self.network(self.coords, self.features, train=False)
+
+  def _step(self):
+    self.optimizer.zero_grad()
+    logits = self.network(self.coords, self.features, train=True)
+    loss = F.cross_entropy(logits, self.label, ignore_index=_IGNORE)
+    loss.backward()
+    self.optimizer.step()
+    return loss
+
+
+def timed(function):
+  began, used = time.perf_counter(), time.process_time()
+  result = function()
+  seconds, cpu = time.perf_counter() - began, time.process_time() - used
+  return {"seconds": seconds, "cpu_seconds": cpu}, result
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("folder", type=Path)
+  parser.add_argument("--convolution", choices=("torch", "spconv"))
+  parser.add_argument("--threads", type=int, required=True)
+  args = parser.parse_args()
+  program = Program(args.folder, args.convolution, args.threads)
+  # What libraries print must not get between the answers.
+  answers, sys.stdout = sys.stdout, sys.stderr
+  print(json.dumps({"torch": torch.__version__}), file=answers, flush=True)
+  for line in sys.stdin:
+    name, *values = line.split(maxsplit=1)
+    if name not in ("logits", "inference", "step"):
+      raise ValueError(f"unknown command {name!r}")
+    answer = getattr(program, name)(*(v.rstrip("\n") for v in values))
+    print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+  main()
