@@ -238,7 +238,9 @@ class Network:
       k: v for k, v in arrays.items() if k.startswith("batch_stats")
     }
     params = {
-      k.removeprefix("params/"): v for k, v in arrays.items() if "params/" in k
+      k.removeprefix("params/"): v
+      for k, v in arrays.items()
+      if k.startswith("params/")
     }
     kernels = {k: v for k, v in params.items() if v.ndim == 3}
     self.layers = layers(kernels)

@@ -7,6 +7,7 @@ which takes longer than the training step itself.
 
 import math
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -28,6 +29,14 @@ def kernel_std(shape: tuple[int, ...]) -> float:
   return math.sqrt(2 / fan)
 
 
+def torch_default_std(shape: tuple[int, ...]) -> float:
+  """Standard deviation of torch's default, uniform in +-1 / sqrt(fan-in).
+
+  What torchsparse takes for its convolutions, and torch for linear layers.
+  """
+  return 1 / math.sqrt(3 * math.prod(shape[:-1]))
+
+
 def kernel_init(key, shape, dtype=np.float32) -> jax.Array:
   """A flax initializer of that scale."""
   return kernel_std(shape) * nn.initializers.normal(1.0)(key, shape, dtype)
@@ -39,8 +48,8 @@ def init_variables(
   """{"params", "batch_stats"} of a module, numpy arrays, deterministic.
 
   Scales and variances start at one, biases and means at zero, kernels are
-  normal with `kernel_std`; of the image branch's class head with that of
-  torch's default, 1 / sqrt(3 in).
+  normal with `kernel_std`, or with what a function of that name of the module
+  gives; of the image branch's class head with `torch_default_std`.
 
   Args:
     module: the network.
@@ -51,12 +60,19 @@ def init_variables(
     lambda key, a: module.init(key, *a, **kwargs), jax.random.key(0), args
   )
   flat = traverse_util.flatten_dict(shapes, sep="/")
+  std_of = getattr(module, "kernel_std", kernel_std)
   return traverse_util.unflatten_dict(
-    {path: _value(path, leaf, seed) for path, leaf in flat.items()}, sep="/"
+    {path: _value(path, leaf, seed, std_of) for path, leaf in flat.items()},
+    sep="/",
   )
 
 
-def _value(path: str, leaf: jax.ShapeDtypeStruct, seed: int) -> np.ndarray:
+def _value(
+  path: str,
+  leaf: jax.ShapeDtypeStruct,
+  seed: int,
+  std_of: Callable[[tuple[int, ...]], float],
+) -> np.ndarray:
   *_, module, name = path.split("/")
   if name in ("scale", "var"):
     return np.ones(leaf.shape, leaf.dtype)
@@ -64,8 +80,6 @@ def _value(path: str, leaf: jax.ShapeDtypeStruct, seed: int) -> np.ndarray:
     return np.zeros(leaf.shape, leaf.dtype)
   if name != "kernel":
     raise ValueError(f"no rule to initialise {path}")
-  std = kernel_std(leaf.shape)
-  if module in _HEADS:
-    std = 1 / math.sqrt(3 * math.prod(leaf.shape[:-1]))
+  std = (torch_default_std if module in _HEADS else std_of)(leaf.shape)
   rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
   return (std * rng.standard_normal(leaf.shape)).astype(leaf.dtype)

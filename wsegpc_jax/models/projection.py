@@ -47,6 +47,8 @@ class ProjectionHead(nn.Module):
     dtype: of activations and products; parameters stay float32.
   """
 
+  kernel_std = staticmethod(initialize.torch_default_std)
+
   widths: tuple[int, ...] = WIDTHS
   axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from wsegpc_jax.models import initialize
 from wsegpc_jax.models.masked_batch_norm import MaskedBatchNorm
 from wsegpc_jax.models.minkunet import (
   BasicBlock,
@@ -120,6 +121,9 @@ class SPVCNN(nn.Module):
   axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
+
+  # As its authors' networks start; learning rates are meant for these.
+  kernel_std = staticmethod(initialize.torch_default_std)
 
   @nn.compact
   def __call__(
