@@ -13,6 +13,7 @@ from wsegpc_jax import (
   evaluate,
   experiment,
   inputs,
+  predict,
   train,
 )
 from wsegpc_jax.interop import semantic_kitti as kitti
@@ -104,6 +105,18 @@ def test_train_resume_score_and_export(root, tmp_path):
   known = to_class(raw) != 255
   right = (to_class(found) == to_class(raw))[known].mean()
   assert right == pytest.approx(scores.points.allacc)
+  # Predicting the file itself, without a data set, gives the same labels.
+  label = predict.predict(
+    config,
+    workdir,
+    source=str(kitti.scan_path(root, "00_000002")),
+    target=str(tmp_path / "out.ply"),
+  )
+  np.testing.assert_array_equal(label, to_class(found))
+  with pytest.raises(DataError, match="scan.ply.*expected a laser scan"):
+    predict.predict(
+      config, workdir, source="scan.ply", target=str(tmp_path / "x.ply")
+    )
   # The clustering's own variables are no part of prediction.
   loaded, _ = checkpoints.restore_partial(
     workdir, keys=("params",), which="latest"

@@ -22,7 +22,9 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where checkpoints, metrics and results go."
 )
 _MODE = flags.DEFINE_enum("mode", "train", _MODES, "What to do.")
-_INPUT = flags.DEFINE_string("input", "", "predict: the scan, .ply or .npz.")
+_INPUT = flags.DEFINE_string(
+  "input", "", "predict: the scan, .ply or .npz; of a laser .bin."
+)
 _OUTPUT = flags.DEFINE_string("output", "", "predict: the .ply to write.")
 _TAGS = flags.DEFINE_list(
   "tags", [], "predict: classes that may occur, if they are known."

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from wsegpc_jax import evaluate, experiment, inputs
 from wsegpc_jax.data import test_time
 from wsegpc_jax.files import atomic_write
-from wsegpc_jax.interop import ply
+from wsegpc_jax.interop import ply, semantic_kitti
 from wsegpc_jax.palette import palette
 from wsegpc_jax.predictor import Predictor
 from wsegpc_jax.regions import normals
@@ -34,7 +34,7 @@ def predict(
     config: of the run in workdir.
     workdir: holds the checkpoint.
     source: PLY or npz with coordinates in metres, z up, and colours; normals
-      are computed where they are missing.
+      are computed where they are missing. Of a laser: .bin as KITTI has it.
     target: PLY to write; <target>.npz gets probabilities float16 [N, K],
       label uint8 [N] and the class names.
     tags: classes that may be predicted; () = all.
@@ -66,21 +66,10 @@ def predict(
   steps = experiment.schedule(config, 1)
   method = experiment.build_method(config, len(classes), steps)
   predictor = Predictor(config, method, len(classes))
-  cloud = ply.read_point_cloud(source)
-  # Estimating normals takes minutes: what cannot be predicted is said first.
-  predictor.check(cloud["coord"])
-  normal = cloud["normal"]
-  if normal is None:
-    logger.info("%s has no normals: estimating them", source)
-    normal = normals.estimate_normals(cloud["coord"])
   allowed = np.array([not tags or c in tags for c in classes])
-  scene = Scene(
-    name=Path(source).stem,
-    coord=cloud["coord"],
-    color=cloud["color"],
-    normal=normal,
-    tags=allowed,
-  )
+  lidar = config.data.sensor == "lidar"
+  read = _read_laser_scan if lidar else _read_cloud
+  scene = read(source, allowed, predictor)
   probabilities = predictor(
     variables, scene, tags=allowed, views=test_time.SETS[config.eval.tta]
   ).probabilities
@@ -89,7 +78,7 @@ def predict(
     target,
     coord=scene.coord,
     color=palette(len(classes))[label],
-    normal=normal,
+    normal=scene.normal,
     label=label,
   )
   with atomic_write(archive) as file:
@@ -105,3 +94,41 @@ def predict(
       print(f"{classes[i]:<20}{100 * shares[i]:6.1f} %")
   print(f"wrote {target} and {archive}")
   return label
+
+
+def _read_cloud(source: str, tags: np.ndarray, predictor: Predictor) -> Scene:
+  """A PLY or npz file, with normals."""
+  cloud = ply.read_point_cloud(source)
+  # Estimating normals takes minutes: what cannot be predicted is said first.
+  predictor.check(cloud["coord"])
+  normal = cloud["normal"]
+  if normal is None:
+    logger.info("%s has no normals: estimating them", source)
+    normal = normals.estimate_normals(cloud["coord"])
+  return Scene(
+    name=Path(source).stem,
+    coord=cloud["coord"],
+    color=cloud["color"],
+    normal=normal,
+    tags=tags,
+  )
+
+
+def _read_laser_scan(
+  source: str, tags: np.ndarray, predictor: Predictor
+) -> Scene:
+  """A .bin file of x, y, z and remission."""
+  if Path(source).suffix != ".bin":
+    raise DataError(
+      f"--input={source!r}: expected a laser scan, a name that ends in .bin"
+    )
+  coord, intensity = semantic_kitti.read_scan(source)
+  predictor.check(coord)
+  return Scene(
+    name=Path(source).stem,
+    coord=coord,
+    color=None,
+    normal=None,
+    tags=tags,
+    intensity=intensity,
+  )
