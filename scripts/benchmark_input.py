@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from wsegpc_jax import config_checks, inputs
+from wsegpc_jax import command_line, config_checks, inputs
 from wsegpc_jax.data import (
   augment,
   batching,
@@ -30,7 +30,9 @@ from wsegpc_jax.sparse import voxelize
 from wsegpc_jax.types import DataError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "As for training.")
-_SCENES = flags.DEFINE_integer("scenes", 24, "Samples made for each figure.")
+_SCENES = flags.DEFINE_integer(
+  "scenes", 24, "Samples made for each figure.", lower_bound=1
+)
 _THREADS = flags.DEFINE_list("threads", ["1", "2"], "Numbers of threads.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the figures.")
 
@@ -152,11 +154,19 @@ def measure(config, *, scenes: int, threads: list[int]) -> dict:
   }
 
 
+def _parse(argv):
+  return command_line.parse(argv, _CONFIG, required=["config"])
+
+
 def main(argv):
   del argv
   config = _CONFIG.value
   config_checks.check_config(config)
-  threads = [int(n) for n in _THREADS.value]
+  threads = [int(n) for n in _THREADS.value if n.isdecimal()]
+  if len(threads) < len(_THREADS.value) or not threads or min(threads) < 1:
+    raise DataError(
+      f"--threads={','.join(_THREADS.value)}: expected numbers from 1"
+    )
   result = measure(config, scenes=_SCENES.value, threads=threads)
   total = sum(result["stages"].values())
   print(f"{result['voxels']:.0f} voxels a scene, {1000 * total:.0f} ms:")
@@ -174,8 +184,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
   try:
-    app.run(main)
+    app.run(main, flags_parser=_parse)
   except (DataError, OSError) as error:
     sys.exit(f"error: {error}")

@@ -317,6 +317,8 @@ def _write_workdir(student, teacher, file, args) -> None:
   target = Path(args.target)
   if (target / "checkpoints").exists():
     raise DataError(f"{target} holds checkpoints already; expected a new name")
+  # A score of other classes says nothing of these.
+  best_miou = 0.0 if args.random_head else file.best_miou
   state: dict[str, Any] = dict(student)
   if _names(student) == "wsegpc":
     # In stages 1 and 2 a run has a teacher, at first the student's copy.
@@ -338,12 +340,12 @@ def _write_workdir(student, teacher, file, args) -> None:
     saved.save(
       0,
       state,
-      host=dataclasses.asdict(train.Record(best_miou=file.best_miou)),
-      metrics={"miou": file.best_miou},
+      host=dataclasses.asdict(train.Record(best_miou=best_miou)),
+      metrics={"miou": best_miou},
     )
   print(
     f"wrote {target}: for --config.init_from={target}, best mIoU "
-    f"{file.best_miou:.4f}"
+    f"{best_miou:.4f}"
   )
 
 

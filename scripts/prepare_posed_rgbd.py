@@ -32,6 +32,7 @@ from tqdm import tqdm
 from wsegpc_jax.arguments import count, length
 from wsegpc_jax.data import subscenes
 from wsegpc_jax.data.assets import (
+  check_name,
   open_dataset,
   read_json,
   write_dataset,
@@ -89,6 +90,10 @@ def main(argv: list[str] | None = None) -> str:
       voxel=args.fuse_voxel, max_depth=args.fuse_max_depth,
     )  # fmt: skip
   coord, color = cloud["coord"], cloud["color"]
+  cells = {}
+  if args.part_size:
+    cells = subscenes.grid_parts(coord, args.part_size)
+    check_parts(root, args, classes, cells)
   known = read_annotation(
     args.scene, classes, cloud,
     tags=args.tags, tags_pickle=args.tags_pickle, labels=args.labels,
@@ -139,15 +144,14 @@ def main(argv: list[str] | None = None) -> str:
       yield frame
 
   parts = {args.scene: (scene, range(len(kept)))}
-  if args.part_size:
-    parts = cut(scene, seen, known, planes, classes, args.part_size)
-    for name in parts:
-      check_is_new(root, name, classes)
+  prefix = f"{args.scene}_"
+  if cells:
+    parts = cut(scene, seen, known, planes, classes, cells)
   for name, (part, numbers) in parts.items():
     write_scene(root, part, frames([kept[i] for i in numbers]), classes=classes)
     add_to_dataset(root, args.name or root.name, classes, args.split, name)
-    if args.part_size:
-      print(f"{name}: {len(part.coord)} points, tags {names(part, classes)}")
+    if cells:
+      describe_part(part, classes, seen[numbers], cells[name[len(prefix) :]])
   if panels:
     with atomic_write(args.preview) as f:
       Image.fromarray(np.concatenate(list(panels.values()))).save(f, "PNG")
@@ -184,7 +188,7 @@ def cut(
   known: Annotation,
   planes: tuple[np.ndarray, tuple[str, ...]],
   classes: tuple[str, ...],
-  size: float,
+  cells: dict[str, np.ndarray],
 ) -> dict[str, tuple[Scene, np.ndarray]]:
   """Parts of a capture with tags of their own, and the numbers of their frames.
 
@@ -194,7 +198,10 @@ def cut(
     known: of the whole.
     planes: of `structural_planes`.
     classes: of the data set.
-    size: of a part, metres.
+    cells: of `subscenes.grid_parts`.
+
+  Raises:
+    DataError: there are tags in no part.
   """
   structures = [
     (classes.index(kind), planes[0] == i)
@@ -202,20 +209,57 @@ def cut(
     if kind in classes
   ]
   parts = {}
-  for suffix, inside in subscenes.grid_parts(scene.coord, size).items():
+  for suffix, inside in cells.items():
     if known.label is not None:
       tags = subscenes.tags_from_labels(known.label[inside], len(classes))
     else:
       tags = subscenes.tags_from_boxes(
         scene.coord, inside, known.boxes, structures, len(classes)
       )
+    if not tags.any():
+      print(f"{scene.name}_{suffix}: left out, nothing is known of it")
+      continue
     part = dataclasses.replace(
       take(scene, np.flatnonzero(inside)),
       name=f"{scene.name}_{suffix}",
       tags=tags,
     )
     parts[part.name] = part, subscenes.frames_of_part(seen, inside)
+  if not parts:
+    raise DataError("--part_size: no part has a tag, expected at least one")
   return parts
+
+
+def describe_part(part, classes, seen, inside) -> None:
+  """A line on a part, and on how far its images show it."""
+  share = seen[:, inside].sum() / max(seen.sum(), 1)
+  print(
+    f"{part.name}: {len(part.coord)} points, {share:.0%} of what its"
+    f" {len(seen)} frames show, tags {names(part, classes)}"
+  )
+  if share < 0.5:
+    print(
+      f"warning: {part.name}: its frames show other parts more, whose classes"
+      " they are taught not to be; larger parts suit images better",
+      file=sys.stderr,
+    )
+
+
+def check_parts(root, args, classes, cells) -> None:
+  """Refuses parts that are too small or there already, before the work."""
+  if not cells:
+    raise DataError(
+      f"--part_size={args.part_size:g}: no part has"
+      f" {subscenes.MIN_POINTS} points, expected larger parts"
+    )
+  for suffix in cells:
+    check_is_new(root, f"{args.scene}_{suffix}", classes)
+  left = ~np.any(list(cells.values()), axis=0)
+  if left.any():
+    print(
+      f"{left.sum()} points left out, in parts of fewer than"
+      f" {subscenes.MIN_POINTS} points"
+    )
 
 
 def parse_args(argv):
@@ -335,6 +379,7 @@ def read_classes(name: str) -> tuple[str, ...]:
 
 def check_is_new(root: Path, scene: str, classes: tuple[str, ...]) -> None:
   """Fails before the work is done, not after it."""
+  check_name("--scene", "scene", scene)
   if (root / scene).exists():
     raise DataError(
       f"{root / scene}: exists, expected a new scene; remove it to convert it"

@@ -212,6 +212,12 @@ def convert_raw(
   align = read_alignment(folder / f"{scene_name}.txt")
   mesh = read_mesh(folder / f"{scene_name}_vh_clean_2.ply")
   label = read_labels(folder, scene_name, mesh.coord, label_map)
+  if label is None and folder.parent.name != "scans_test":
+    raise DataError(
+      f"{folder / scene_name}_vh_clean_2.labels.ply: not found, and no"
+      f" {scene_name}.aggregation.json, expected the scan's labels (only scans"
+      " in scans_test have none)"
+    )
   turn = align[:3, :3].T
   coord = (mesh.coord @ turn + align[:3, 3]).astype(np.float32)
   normal = (mesh.normal @ turn).astype(np.float32)

@@ -132,7 +132,7 @@ def first_states(root):
     config = _config(root, **{"loss.cluster": cluster})
     method = experiment.build_method(config, 19, experiment.schedule(config, 2))
     layout = inputs.layout(config, slots=2)
-    states.append(train._initial_state(config, method, layout, 19))
+    states.append(experiment.first_state(config, method, layout, 19))
   return states
 
 

@@ -163,6 +163,8 @@ def test_a_mistake_in_the_options_is_one_line(tmp_path, flag, words):
     ("data.voxel_size", -0.1),
     ("data.largest_bucket", 10),
     ("parallel", "pjit"),
+    ("data.image_size", (24,)),
+    ("data.box_rooms.image_size", (24, 32, 3)),
   ],
 )
 def test_a_value_that_cannot_be_is_named(field, value):
@@ -173,6 +175,29 @@ def test_a_value_that_cannot_be_is_named(field, value):
   config.update_from_flattened_dict({field: value})
   with pytest.raises(DataError, match=f"config.{field}"):
     config_checks.check_config(config)
+
+
+def test_a_split_that_is_not_there_is_named_before_training(root, tmp_path):
+  error = _fails(
+    _CMG,
+    tmp_path / "w",
+    f"--config.data.root={root}/rooms",
+    "--config.eval.split=valid",
+  )
+  assert "split 'valid' has no scenes; it has train, val" in error
+  assert not (tmp_path / "w").exists()
+
+
+def test_a_checkpoint_of_another_network_without_a_config(root, tmp_path):
+  converted = _copy(root, tmp_path, "cmg")
+  (converted / "config.json").unlink()
+  for flags, word in (
+    (("--config.model.width=4",), "kernel has shape"),
+    (("--config.model.image_depth=50",), "another network"),
+  ):
+    data = f"--config.data.root={root}/rooms"
+    error = _fails(_CMG, converted, "--mode=eval", data, *flags)
+    assert word in error and str(converted) in error
 
 
 def test_a_missing_config_file_is_one_line(tmp_path):

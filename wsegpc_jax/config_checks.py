@@ -76,6 +76,14 @@ def check_config(config: ConfigDict) -> None:
     config.model.implementation,
     ("", *gather_conv.IMPLEMENTATIONS),
   )
+  for field, size in (
+    ("data.image_size", config.data.image_size),
+    ("data.box_rooms.image_size", config.data.box_rooms.image_size),
+  ):
+    if len(size) != 2:
+      raise DataError(
+        f"config.{field}={tuple(size)!r}; expected height and width"
+      )
   positive = {
     "data.voxel_size": config.data.voxel_size,
     "train.batch_size": config.train.batch_size,

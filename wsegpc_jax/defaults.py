@@ -54,7 +54,8 @@ def get_defaults() -> ConfigDict:
         # "lidar": its place and remission, grid by rounding.
         sensor="rgbd",
         # Folder for a cache of decoded scenes, which later epochs map into
-        # memory; "" = decode every time. It takes the space of raw arrays.
+        # memory; "" = decode every time. It takes the space of raw arrays, and
+        # does not notice that the data set changes: delete it then.
         cache="",
         # How to get the data, shown when the folder is not there.
         how_to_get="",

@@ -226,6 +226,32 @@ def load_variables(config: ConfigDict, workdir: str) -> tuple[dict, dict, str]:
   return variables, host, "teacher" if teacher else "student"
 
 
+def load_network(
+  config: ConfigDict, workdir: str, num_classes: int
+) -> tuple[Predictor, dict, dict, str]:
+  """The network of a working directory's checkpoint, ready to predict.
+
+  Returns:
+    What runs it, its variables, the host record, and whose they are.
+
+  Raises:
+    DataError: there is no such checkpoint, or it is of another network.
+  """
+  variables, host, weights = load_variables(config, workdir)
+  method = experiment.build_method(
+    config, num_classes, experiment.schedule(config, 1)
+  )
+  layout = inputs.layout(config, slots=1)
+  state = experiment.first_state(config, method, layout, num_classes)
+  for key, expected in (
+    ("params", state.params),
+    ("batch_stats", state.batch_stats),
+  ):
+    where = f"{workdir}: {key} of the {weights}"
+    variables[key] = experiment.fit(variables[key], expected, where)
+  return Predictor(config, method, num_classes), variables, host, weights
+
+
 def evaluate(config: ConfigDict, workdir: str) -> Scores:
   """--mode=eval: scores the checkpoint on a split and writes the result."""
   dataset = inputs.open_data(config)
@@ -233,11 +259,10 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
   split, tta = config.eval.split, config.eval.tta
   names = inputs.split_scenes(dataset, split)
   names = names[: config.eval.max_scenes or None]
-  variables, host, weights = load_variables(config, workdir)
   inputs.check_same_data(workdir, dataset)
-  steps = experiment.schedule(config, len(names))
-  method = experiment.build_method(config, len(classes), steps)
-  predictor = Predictor(config, method, len(classes))
+  predictor, variables, host, weights = load_network(
+    config, workdir, len(classes)
+  )
   visit = _exporter(config.eval.export, dataset, Path(workdir) / "submission")
   predictions = predict_scenes(
     predictor,
@@ -252,6 +277,10 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
   scores = score_split(
     predictions, len(classes), visit=visit, absent=config.eval.absent
   )
+  if scores.points.points:
+    print(metrics.format_table(scores.points, classes))
+  else:
+    print(f"split {split} has no labels: nothing to score")
   name = f"{split}_{config.eval.checkpoint}"
   if tta != "none":
     name += f"_{tta}"
@@ -262,10 +291,6 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     protocol=protocol(config, split=split, weights=weights, tta=tta),
     step=host["step"],
   )
-  if scores.points.points:
-    print(metrics.format_table(scores.points, classes))
-  else:
-    print(f"split {split} has no labels: nothing to score")
   return scores
 
 

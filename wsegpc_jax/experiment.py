@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from wsegpc_jax import schedules
-from wsegpc_jax.data import pipeline
+from wsegpc_jax.data import batching, pipeline
 from wsegpc_jax.methods import cluster_step, clustering, common
 from wsegpc_jax.methods.cluster_step import ClusterSettings
 from wsegpc_jax.methods.segmentation import Segmentation
@@ -19,7 +21,7 @@ from wsegpc_jax.models.dilated_resnet import DilatedResNet
 from wsegpc_jax.models.projection import ProjectionHead
 from wsegpc_jax.models.two_branch import TwoBranchNet
 from wsegpc_jax.parallel import AXIS
-from wsegpc_jax.types import DataError
+from wsegpc_jax.types import DataError, TrainState
 
 MINKUNET_SPVNAS = "minkunet_spvnas"  # SPVCNN without its point branch
 # Fields that another program on a run's working directory may see changed.
@@ -57,6 +59,9 @@ NOT_OF_THE_NETWORK = (
 )
 
 
+Method = WSegPC | Segmentation | clustering.Clustering
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule:
   """Steps of a run; `eval_every` is 0 for a run without evaluations."""
@@ -79,7 +84,7 @@ def schedule(config: ConfigDict, num_scenes: int) -> Schedule:
 
 def build_method(
   config: ConfigDict, num_classes: int, steps: Schedule
-) -> WSegPC | Segmentation | clustering.Clustering:
+) -> Method:
   """The method that config.method names, with its networks."""
   model, dtype = config.model, jnp.dtype(config.dtype)
   net_3d = _network(config, num_classes)
@@ -109,6 +114,41 @@ def build_method(
     ema_keep=config.ema_keep,
     compat_steps=steps.steps_per_epoch if config.compat else None,
   )
+
+
+def first_state(
+  config: ConfigDict, method: Method, layout: batching.Layout, num_classes: int
+) -> TrainState:
+  """Random variables; shapes depend on the method, not on the data."""
+  batch = batching.collate(
+    [], layout, 0, num_classes=num_classes, teacher=config.method == "wsegpc"
+  )
+  return jax.device_get(method.init(config.seed, batch))
+
+
+def fit(loaded: Any, expected: Any, where: str) -> Any:
+  """Loaded arrays in the structure expected, or one clear error.
+
+  Args:
+    loaded: nested dict of arrays, as `checkpoints.restore_partial` gives it.
+    expected: the same of arrays or `jax.ShapeDtypeStruct`s.
+    where: of the loaded ones, for the error.
+
+  Raises:
+    DataError: a name or a shape differs: they are of another network.
+  """
+  if not isinstance(expected, dict):
+    if np.shape(loaded) != np.shape(expected):
+      raise DataError(
+        f"{where} has shape {list(np.shape(loaded))}, this config's network "
+        f"{list(np.shape(expected))}"
+      )
+    return loaded
+  differing = sorted(set(loaded) ^ set(expected))
+  if differing:
+    lacks = "lacks" if differing[0] in expected else "has the unexpected"
+    raise DataError(f"{where} {lacks} {differing[0]!r}: another network")
+  return {k: fit(loaded[k], v, f"{where}/{k}") for k, v in expected.items()}
 
 
 def learning_rate(

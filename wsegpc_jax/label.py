@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from wsegpc_jax import evaluate, experiment, inputs
+from wsegpc_jax import evaluate, inputs
 from wsegpc_jax.files import atomic_write
 from wsegpc_jax.metrics import segmentation as metrics
-from wsegpc_jax.predictor import Predictor, ScenePrediction
+from wsegpc_jax.predictor import ScenePrediction
 from wsegpc_jax.types import Scene
 
 logger = logging.getLogger(__name__)
@@ -32,11 +32,10 @@ def label(config: ConfigDict, workdir: str) -> evaluate.Scores:
   classes = dataset.classes
   split = config.data.train_split
   names = inputs.split_scenes(dataset, split)
-  variables, host, weights = evaluate.load_variables(config, workdir)
   inputs.check_same_data(workdir, dataset, names)
-  steps = experiment.schedule(config, len(names))
-  method = experiment.build_method(config, len(classes), steps)
-  predictor = Predictor(config, method, len(classes))
+  predictor, variables, host, weights = evaluate.load_network(
+    config, workdir, len(classes)
+  )
   folder = Path(workdir) / FOLDER
   folder.mkdir(parents=True, exist_ok=True)
 

@@ -11,6 +11,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from wsegpc_jax import command_line
+
 _MODES = ("train", "eval", "label", "predict")
 # Seconds after which a process that is gone ends the others, too.
 _HEARTBEAT = 20
@@ -103,35 +105,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """Flags, with a config's mistakes reported as flags' are."""
-  try:
-    args = flags.FLAGS(argv)
-    flags.mark_flags_as_required(["config", "workdir"])
-    flags.FLAGS.validate_all_flags()
-    _ = _CONFIG.value.method  # raises what went wrong in loading the file
-    return args
-  except (
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    OSError,
-    flags.Error,
-  ) as error:
-    print(f"error: {_in_words(error)}", file=sys.stderr)
-    sys.exit(2)
-
-
-def _in_words(error: Exception) -> str:
-  """What went wrong, without the traceback some libraries put in there."""
-  text = str(error)
-  if isinstance(error, KeyError | AttributeError):  # a field, quoted twice
-    text = text.replace("\\n", " ").replace("\\'", "").strip("'\"")
-    text = f"unknown field of --config: {text}"
-  lines = [line.strip() for line in text.splitlines() if line.strip()]
-  if any(line.startswith("Traceback") for line in lines):
-    return f"{lines[0]} {lines[-1]}"
-  return " ".join(lines)
+  return command_line.parse(argv, _CONFIG, required=["config", "workdir"])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from wsegpc_jax import evaluate, experiment, inputs
+from wsegpc_jax import evaluate, inputs
 from wsegpc_jax.data import test_time
 from wsegpc_jax.files import atomic_write
 from wsegpc_jax.interop import ply, semantic_kitti
@@ -62,10 +62,9 @@ def predict(
       f"--tags: {unknown[0]!r} is not a class; expected some of "
       f"{', '.join(classes)}"
     )
-  variables, _, _ = evaluate.load_variables(config, workdir)
-  steps = experiment.schedule(config, 1)
-  method = experiment.build_method(config, len(classes), steps)
-  predictor = Predictor(config, method, len(classes))
+  predictor, variables, _, _ = evaluate.load_network(
+    config, workdir, len(classes)
+  )
   allowed = np.array([not tags or c in tags for c in classes])
   lidar = config.data.sensor == "lidar"
   read = _read_laser_scan if lidar else _read_cloud

@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -41,6 +40,8 @@ _MAY_CHANGE = (
   "data.how_to_get",
   "eval.checkpoint",
   "eval.export",
+  "eval.max_scenes",
+  "eval.split",
   "eval.tta",
   "parallel",
   "model.implementation",
@@ -99,6 +100,8 @@ def train(
   if begun:
     inputs.check_same_data(workdir, dataset, scenes)
   steps = experiment.schedule(config, len(scenes))
+  if steps.eval_every:  # now, and not after the first epoch
+    inputs.split_scenes(dataset, config.eval.split)
   method = experiment.build_method(config, len(dataset.classes), steps)
   mesh = parallel.device_mesh()
   slots = -(-config.train.batch_size // mesh.size)
@@ -109,7 +112,7 @@ def train(
   def make_sample(name, rng):
     return sampler.training(dataset, name, rng, labels=source, others=scenes)
 
-  state = _initial_state(config, method, layout, len(dataset.classes))
+  state = experiment.first_state(config, method, layout, len(dataset.classes))
   record = Record()
   # Only one process writes, and no other run may meanwhile.
   alone = exclusive(workdir) if is_writer else contextlib.nullcontext()
@@ -119,12 +122,12 @@ def train(
       record = Record(**host)
       logger.info("resumed at step %d of %d", record.step, steps.total_steps)
     else:
-      if config.model.image_weights:
-        state = start_images_from(config.model.image_weights, state)
       if config.init_from:
         state, record = start_from(
           config.init_from, state, which=config.init_checkpoint
         )
+      if config.model.image_weights:  # also over those of init_from
+        state = start_images_from(config.model.image_weights, state)
     if record.step >= steps.total_steps or record.stopped:
       logger.info("nothing to do: the run ended at step %d", record.step)
       return state
@@ -248,10 +251,13 @@ def start_from(
       logger.info("%s has no %s/%s: it starts at random", workdir, key, _HEAD)
       loaded[key][_HEAD] = own[_HEAD]
   state = state.replace(
-    **{k: _fit(loaded[k], getattr(state, k), f"{workdir}: {k}") for k in keys}
+    **{
+      k: experiment.fit(loaded[k], getattr(state, k), f"{workdir}: {k}")
+      for k in keys
+    }
   )
   logger.info("initialised from step %d of %s", host["step"], workdir)
-  return state, Record(best_miou=host["best_miou"])
+  return state, Record(best_miou=host["best_miou"] if teacher else 0.0)
 
 
 def _start_from_file(path: str, state: TrainState) -> tuple[TrainState, Record]:
@@ -261,7 +267,9 @@ def _start_from_file(path: str, state: TrainState) -> tuple[TrainState, Record]:
     return _with(state, student, None), Record()
   student, teacher, file = torch_weights.load(path, own)
   logger.info("initialised from %s, best mIoU %.4f", path, file.best_miou)
-  return _with(state, student, teacher), Record(best_miou=file.best_miou)
+  # Without a teacher it is scored in another way.
+  best = file.best_miou if state.ema_params is not None else 0.0
+  return _with(state, student, teacher), Record(best_miou=best)
 
 
 def start_images_from(path: str, state: TrainState) -> TrainState:
@@ -288,30 +296,6 @@ def _with(state: TrainState, student: dict, teacher: dict | None) -> TrainState:
     return state
   teacher = teacher or jax.tree.map(np.copy, student)
   return state.replace(**{f"ema_{k}": v for k, v in teacher.items()})
-
-
-def _fit(loaded: Any, expected: Any, where: str) -> Any:
-  """Loaded arrays in the structure expected, or one clear error."""
-  if not isinstance(expected, dict):
-    if np.shape(loaded) != np.shape(expected):
-      raise DataError(
-        f"{where} has shape {list(np.shape(loaded))}, this config's network "
-        f"{list(np.shape(expected))}"
-      )
-    return loaded
-  differing = sorted(set(loaded) ^ set(expected))
-  if differing:
-    lacks = "lacks" if differing[0] in expected else "has the unexpected"
-    raise DataError(f"{where} {lacks} {differing[0]!r}: another network")
-  return {k: _fit(loaded[k], v, f"{where}/{k}") for k, v in expected.items()}
-
-
-def _initial_state(config, method, layout, num_classes) -> TrainState:
-  """Random variables; shapes depend on the method, not on the data."""
-  batch = batching.collate(
-    [], layout, 0, num_classes=num_classes, teacher=config.method == "wsegpc"
-  )
-  return jax.device_get(method.init(config.seed, batch))
 
 
 def _due(step: int, every: int, total: int) -> bool:

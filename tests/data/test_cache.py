@@ -131,3 +131,31 @@ def test_a_damaged_cache_is_named(rooms, tmp_path):
   path.write_bytes(path.read_bytes()[:-100])
   with pytest.raises(DataError, match="room_00000.*the cache is damaged"):
     dataset.load_scene("room_00000")
+
+
+def test_another_process_that_begins_at_the_same_time(rooms, tmp_path):
+  folder = tmp_path / "cache"
+  folder.mkdir()
+  (folder / ".cache.json.123.tmp").write_text("{")  # it is writing this
+  _assert_same(
+    cached(rooms, folder).load_scene("room_00000"),
+    rooms.load_scene("room_00000"),
+  )
+
+
+def test_what_is_no_record_is_named(rooms, tmp_path):
+  cached(rooms, tmp_path / "cache")
+  (tmp_path / "cache" / "cache.json").write_text("[]")
+  with pytest.raises(DataError, match="is the cache of None"):
+    cached(rooms, tmp_path / "cache")
+
+
+def test_a_reader_with_other_options_is_another_data_set(rooms, tmp_path):
+  from wsegpc_jax.data.scannet_processed import ScanNetDataset
+
+  def reader(align):
+    return ScanNetDataset(tmp_path, "x", ("wall",), {"train": ()}, align=align)
+
+  cached(reader(True), tmp_path / "cache")
+  with pytest.raises(DataError, match="as it is read now"):
+    cached(reader(False), tmp_path / "cache")

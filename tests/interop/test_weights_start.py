@@ -18,7 +18,7 @@ def state():
   steps = experiment.Schedule(1, 1, 0)
   method = experiment.build_method(config, 5, steps)
   layout = inputs.layout(config, slots=1)
-  return train._initial_state(config, method, layout, 5)
+  return experiment.first_state(config, method, layout, 5)
 
 
 class TestTrainingStart:

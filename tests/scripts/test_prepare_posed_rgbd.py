@@ -400,6 +400,35 @@ def test_parts_have_tags_and_frames_of_their_own(capture, tmp_path, capsys):
     convert(capture, tmp_path / "set", f"{few} --classes scannet20")
 
 
+def test_parts_that_cannot_be(capture, tmp_path, capsys):
+  np.save(tmp_path / "none.npy", np.full(9076, 255))
+  np.savez(tmp_path / "labels.npz", pred_label=np.zeros(9076, int))
+  few = "--every 9 --classes scannet20"
+  for options, message in (
+    (f"--labels {tmp_path}/none.npy", "expected some that are not ignored"),
+    (f"--labels {tmp_path}/labels.npz", "is an archive, expected one array"),
+    (
+      f"--labels {tmp_path}/none.npy --part_size 0.1",
+      "no part has 1000 points",
+    ),
+    ("--tags wall --scene a/b", "without slashes"),
+  ):
+    with pytest.raises(DataError, match=message):
+      convert(capture, tmp_path / "set", f"{few} {options}")
+  assert not (tmp_path / "set").exists()
+  # A part of which nothing is known is left out, and said to be.
+  coord = np.fromfile(capture / "room.bin", np.float32).reshape(-1, 6)[:, :3]
+  label = np.where(coord[:, 0] < 2.1, 255, 1)
+  np.save(tmp_path / "half.npy", label)
+  convert(
+    capture,
+    tmp_path / "half",
+    f"{few} --labels {tmp_path}/half.npy --part_size 2.2",
+  )
+  assert open_dataset(tmp_path / "half").splits["train"] == ("room_10",)
+  assert "room_00: left out, nothing is known" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
   "flags, message",
   [

@@ -218,6 +218,13 @@ def test_the_same_scene_whatever_the_source_of_its_labels(tmp_path):
   assert outputs[0] == outputs[1] and "label.npy" in outputs[0]
 
 
+def test_a_training_scan_without_labels_is_an_incomplete_download(tmp_path):
+  miniature.write_raw(tmp_path, scenes=(A,), labels=(), labels_2d=False)
+  with pytest.raises(DataError, match="labels.ply: not found.*aggregation"):
+    script.main(raw_arguments(tmp_path, train=[A]))
+  assert not (tmp_path / "out" / "dataset.json").exists()
+
+
 @pytest.mark.parametrize(
   ("change", "match"),
   [

@@ -88,7 +88,7 @@ def load_scene(dataset: Dataset, scene_name: str) -> Scene:
   Raises:
     DataError: a file is missing, truncated or malformed.
   """
-  _check_name(dataset.root, "scene", scene_name)
+  check_name(dataset.root, "scene", scene_name)
   folder = dataset.root / scene_name
   info_path = folder / "scene.json"
   info = read_json(info_path)
@@ -130,8 +130,8 @@ def load_frame(
     DataError: a file is missing, truncated or malformed, or the pose is not
       finite.
   """
-  _check_name(dataset.root, "scene", scene_name)
-  _check_name(dataset.root, "frame", frame_name)
+  check_name(dataset.root, "scene", scene_name)
+  check_name(dataset.root, "frame", frame_name)
   folder = dataset.root / scene_name
   color, (h, w) = _read_color(folder, frame_name, image_size)
   new_h, new_w, _ = color.shape
@@ -208,7 +208,7 @@ def write_scene(
   Raises:
     DataError: the scene folder exists, or the layout cannot hold an array.
   """
-  _check_name("write_scene", "scene", scene.name)
+  check_name("write_scene", "scene", scene.name)
   folder = Path(root) / scene.name
   if os.path.lexists(folder):
     raise DataError(f"{folder}: exists, expected a scene not yet written")
@@ -276,7 +276,7 @@ def _parse_dataset(path: Path, content: dict[str, Any]) -> AssetDataset:
     if not _is_strings(scenes):
       raise _fault(path, field, f"is {scenes!r}", "a list of different scenes")
     for scene in scenes:
-      _check_name(path, field, scene)
+      check_name(path, field, scene)
       if scene not in there:
         raise _fault(path, field, f"lists {scene!r}", "a folder of that name")
   splits = {split: tuple(scenes) for split, scenes in splits.items()}
@@ -288,7 +288,8 @@ def _is_strings(value: Any) -> bool:
   return strings and "" not in value and len(set(value)) == len(value)
 
 
-def _check_name(where, field: str, name: str) -> None:
+def check_name(where, field: str, name: str) -> None:
+  """Refuses a name that is no file name; `where` and `field` tell whose."""
   if not name or name.startswith(".") or set(name) & set("/\\\0"):
     expected = "a file name without slashes that does not begin with a dot"
     raise _fault(where, field, f"is named {name!r}", expected)
@@ -459,7 +460,7 @@ def _write_points(folder: Path, scene: Scene, classes, extra) -> None:
 def _write_frames(folder: Path, frames: Iterable[Frame]) -> list[str]:
   names = []
   for frame in frames:
-    _check_name(folder, "frame", frame.name)
+    check_name(folder, "frame", frame.name)
     if frame.name in names:
       raise _fault(folder, "frame", f"{frame.name!r} comes twice", "once")
     names.append(frame.name)

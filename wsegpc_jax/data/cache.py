@@ -77,9 +77,17 @@ def cached(source: Dataset, folder: str | os.PathLike) -> CachedDataset:
     "root": os.path.abspath(source.root),
     "kind": type(source).__name__,
     "classes": list(source.classes),
+    # Options of the reader, which change what it gives.
+    "options": {
+      f.name: repr(getattr(source, f.name))
+      for f in dataclasses.fields(source)
+      if f.name not in ("root", "name", "classes", "splits")
+    },
   }
   if not path.exists():
-    if folder.is_dir() and any(folder.iterdir()):
+    # Hidden: what another process, which starts at the same time, writes.
+    others = [p for p in folder.glob("*") if not p.name.startswith(".")]
+    if others and not path.exists():
       raise DataError(
         f"{folder}: holds other files, expected an empty folder or a cache"
       )
@@ -90,9 +98,10 @@ def cached(source: Dataset, folder: str | os.PathLike) -> CachedDataset:
   except ValueError as error:
     raise DataError(f"{path}: cannot be read ({error})") from error
   if found != record:
+    root = found.get("root") if isinstance(found, dict) else None
     raise DataError(
-      f"{path}: is the cache of {found.get('root')!r}, not of "
-      f"{record['root']!r} as it is read now; delete {folder}, or use another"
+      f"{path}: is the cache of {root!r}, not of {record['root']!r} as it is "
+      f"read now; delete {folder}, or use another"
     )
   return CachedDataset(
     root=source.root,

@@ -211,6 +211,11 @@ def _augmented_cloud(dataset, name, rng, settings, labels, views) -> _Cloud:
   label = scene.label if labels is None else labels(scene)
   if label is None:
     label = np.full(len(scene.coord), IGNORE_LABEL, np.int32)
+  if settings.teacher and not scene.tags.any():
+    raise DataError(
+      f"{dataset.root}: scene {name} has no tags, expected the classes that "
+      "occur in it: nothing can be learnt from a scene of which nothing is known"
+    )
   superpoint = scene.superpoint
   if superpoint is None:
     superpoint = np.full(len(scene.coord), NO_REGION, np.int32)

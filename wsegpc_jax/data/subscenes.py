@@ -15,7 +15,7 @@ import numpy as np
 
 from wsegpc_jax.types import IGNORE_LABEL
 
-_MIN_POINTS = 1000  # fewer are no part of their own
+MIN_POINTS = 1000  # fewer are no part of their own
 _BOX_POINTS = 30  # of a box that make its class present in a part
 _BOX_SHARE = 0.2  # and the share of the box's points, unless there are many
 _MANY_POINTS = 200
@@ -61,7 +61,7 @@ def grid_parts(coord: np.ndarray, size: float) -> dict[str, np.ndarray]:
   parts = {}
   for i, j in np.ndindex(*number):
     inside = (cell == (i, j)).all(1)
-    if np.count_nonzero(inside) >= _MIN_POINTS:
+    if np.count_nonzero(inside) >= MIN_POINTS:
       parts[f"{i}{j}" if number.max() <= 10 else f"{i:02}{j:02}"] = inside
   return parts
 

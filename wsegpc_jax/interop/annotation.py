@@ -99,6 +99,8 @@ def _from_labels(where, label, n, classes):
       f" {label[known].min()}..{label[known].max()}"
     )
   tags = np.isin(np.arange(len(classes)), label[known])
+  if not tags.any():
+    raise DataError(f"{where}: labels: expected some that are not ignored")
   return Annotation(tags, label.astype(np.int32))
 
 
@@ -129,6 +131,9 @@ def _pickle_boxes(path, scene):
 
 def _load_npy(path):
   try:
-    return np.load(path, allow_pickle=False)
+    array = np.load(path, allow_pickle=False)
   except (OSError, ValueError, EOFError) as e:
     raise DataError(f"{path}: expected an intact .npy file ({e})") from e
+  if not isinstance(array, np.ndarray):
+    raise DataError(f"{path}: is an archive, expected one array, an .npy file")
+  return array

@@ -81,7 +81,7 @@ def check_classes(classes: Sequence[str]) -> None:
   plain = [c.replace(" ", "") for c in classes]
   if plain != [c.replace(" ", "") for c in CLASSES]:
     raise DataError(
-      "config.eval.export='scannet' needs the 20 classes of the ScanNet "
+      "ScanNet's format of predictions needs the 20 classes of the ScanNet "
       f"benchmark in their order, the data set has {', '.join(classes)}"
     )
 
