@@ -21,3 +21,13 @@ from hypothesis import settings  # noqa: E402
 # The same examples in every run: a failure can be had again.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# Files that take minutes, each in processes of its own: begun first, so that no
+# worker is left with one of them at the end.
+_LONG = ("test_parallel", "test_resume", "test_programs", "test_dataset_chain")
+
+
+def pytest_collection_modifyitems(items):
+  """Puts the long files first; the order is otherwise the same."""
+  order = {name: i for i, name in enumerate(_LONG)}
+  items.sort(key=lambda item: order.get(item.path.stem, len(_LONG)))
