@@ -17,6 +17,7 @@ from wsegpc_jax import (
   train,
 )
 from wsegpc_jax.interop import semantic_kitti as kitti
+from wsegpc_jax.models import minkunet
 from wsegpc_jax.types import DataError
 
 _GROUND, _CAR, _POLE, _UNKNOWN = 40, 10, 80, 1  # raw ids
@@ -64,11 +65,15 @@ def _config(root, **changes):
   return config
 
 
-def test_train_resume_score_and_export(root, tmp_path):
-  whole = train.train(_config(root).lock(), str(tmp_path / "whole"))
+def test_train_resume_score_and_export(root, tmp_path, monkeypatch):
+  # One block at each end: the programs are tested here, not the network.
+  arch = ((1, 0, 0, 0, 0, 0, 0, 1), minkunet.ARCHITECTURES["14A"][1], 1)
+  monkeypatch.setitem(minkunet.ARCHITECTURES, "test", arch)
+  small = {"model.arch": "test", "cluster.feature_source": "decoder"}
+  whole = train.train(_config(root, **small).lock(), str(tmp_path / "whole"))
   # Stopped after four of its six steps, and gone on with.
   workdir = str(tmp_path / "resumed")
-  config = _config(root)
+  config = _config(root, **small)
   original = train.pipeline.training_steps
 
   def four_steps(*args, **kwargs):
