@@ -22,8 +22,9 @@ def _flags(root):
     "--config.train.lr=0.002",
     "--config.data.threads=1",
     # Room for any scene on one device, too: none is cropped on fewer devices.
-    "--config.data.smallest_bucket=16000",
-    "--config.data.largest_bucket=16000",
+    "--config.data.voxel_size=0.15",
+    "--config.data.smallest_bucket=8000",
+    "--config.data.largest_bucket=8000",
   )
 
 
@@ -47,7 +48,7 @@ def test_killed_runs_end_bit_identical(unbroken, tmp_path):
   # Each life ends after another number of steps, at any moment of the next
   # one, and one while a checkpoint is written.
   rng = np.random.default_rng(0)
-  for lines in rng.permutation([1, 2, 3]):
+  for lines in rng.permutation([1, 3]):
     moment = rng.random()
     program_runs.run_and_kill(
       _SMOKE, workdir, *flags, lines=int(lines), moment=moment

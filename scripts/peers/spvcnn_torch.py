@@ -82,9 +82,11 @@ def child_pairs(coords):
   Returns:
     its coordinates, and (fine rows, coarse rows) of the 8 taps.
   """
-  coarse, parent = torch.unique_consecutive(
-    coords >> 1, dim=0, return_inverse=True
+  parents = coords >> 1
+  _, parent, count = torch.unique_consecutive(
+    key(parents), return_inverse=True, return_counts=True
   )
+  coarse = parents[count.cumsum(0) - count]
   octant = (coords & 1) @ torch.tensor([1, 2, 4])
   fine = [(octant == tap).nonzero().squeeze(1) for tap in range(8)]
   return coarse, [(rows, parent[rows]) for rows in fine]
@@ -313,6 +315,28 @@ class Network:
     return self.norm(f"{name}/norm", self.linear(f"{name}/linear", x)).relu_()
 
 
+class Reading(torch.autograd.Function):
+  """Weighted sums of eight rows.
+
+  The backward pass of embedding_bag takes many times as long as this one.
+  """
+
+  @staticmethod
+  def forward(ctx, x, rows, weights):
+    ctx.save_for_backward(rows, weights)
+    ctx.size = x.shape
+    return F.embedding_bag(rows, x, mode="sum", per_sample_weights=weights)
+
+  @staticmethod
+  def backward(ctx, gradient):
+    rows, weights = ctx.saved_tensors
+    d_x = gradient.new_zeros(ctx.size)
+    for corner in range(8):
+      share = gradient * weights[:, corner, None]
+      d_x.index_add_(0, rows[:, corner], share)
+    return d_x, None, None
+
+
 class Exchange:
   """Between the finest voxels, taken as points, and a coarser level."""
 
@@ -335,9 +359,7 @@ class Exchange:
     self.share = count.float().reciprocal_()[:, None]
 
   def to_points(self, x):
-    return F.embedding_bag(
-      self.rows, x, mode="sum", per_sample_weights=self.weights
-    )
+    return Reading.apply(x, self.rows, self.weights)
 
   def to_voxels(self, x):
     total = x.new_zeros(self.size, x.shape[1])

@@ -30,8 +30,7 @@ class ClusterSettings:
   The released code takes 100 anchors a step, 5 of each of 19 classes: fewer
   than clusters, so that two of them rarely share one and contrast between
   anchors has no positives. The default, 100 of each class, is enough for 40
-  clusters (nine anchors in ten have a positive) at about 2% of the arithmetic
-  of SPVNAS's step.
+  clusters: nine anchors in ten have a positive.
 
   Attributes:
     clusters: of each class, K.
