@@ -116,7 +116,7 @@ def write_raw(
 
 
 def write_processed(
-  folder: Path, *, rooms=ROOMS, prefix="/root/tmp/s3dis/2d3ds", **settings
+  folder: Path, *, rooms=ROOMS, prefix="/data/authors/s3dis/2d3ds", **settings
 ) -> dict[str, Room]:
   """Writes <folder>/s3dis_3d and <folder>/s3dis_2d.
 
