@@ -223,7 +223,9 @@ def format_table(result: dict) -> str:
     # One scene is drawn again and again: nothing varies.
     if entry["low"] is None or result["scenes"] < 2:
       return f"{text}   -"
-    sure = entry["low"] > 0 or entry["high"] < 0
+    # A class of a single scene does not vary, which is not to be sure of it.
+    varies = entry["low"] < entry["high"]
+    sure = varies and (entry["low"] > 0 or entry["high"] < 0)
     return f"{text}   {cells[3]:>7} .. {cells[4]:>7}{' *' if sure else ''}"
 
   line = "-" * (width + 50)

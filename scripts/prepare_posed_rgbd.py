@@ -292,7 +292,7 @@ def parse_args(argv):
   add("--name", help="of the data set; default: name of its folder")
   add(
     "--intrinsics",
-    help="file with a 3x3 or 4x4 matrix; default: intrinsic.txt in --frames, or"
+    help="file with a 3x3 or 4x4 matrix; default: intrinsics.txt or intrinsic.txt in --frames, or"
     " intrinsic/intrinsic_color.txt",
   )
   add(

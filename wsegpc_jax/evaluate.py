@@ -278,6 +278,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     predictions, len(classes), visit=visit, absent=config.eval.absent
   )
   if scores.points.points:
+    print(f"step {host['step']}, {weights} network on split {split}, in %:")
     print(metrics.format_table(scores.points, classes))
   else:
     print(f"split {split} has no labels: nothing to score")

@@ -64,5 +64,6 @@ def label(config: ConfigDict, workdir: str) -> evaluate.Scores:
   )
   print(f"{len(names)} scenes labelled in {folder}")
   if scores.points.points:
+    print("pseudo-labels against the labels of the training split, in %:")
     print(metrics.format_table(scores.points, classes))
   return scores

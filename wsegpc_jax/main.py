@@ -90,7 +90,11 @@ def main(argv: list[str]) -> None:
   logger.setLevel(logging.INFO)
   logger.propagate = False
   handler = logging.StreamHandler()
-  handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+  # On a terminal a progress line may stand there: it is overwritten.
+  clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+  handler.setFormatter(
+    logging.Formatter(f"{clear}%(asctime)s %(message)s", "%H:%M:%S")
+  )
   logger.addHandler(handler)
   from wsegpc_jax.types import DataError
 
@@ -102,6 +106,12 @@ def main(argv: list[str]) -> None:
       # An ordinary exit would wait for the others, which wait for this one.
       os._exit(2)
     sys.exit(2)
+  except KeyboardInterrupt:
+    print(
+      "interrupted; the same command goes on from the last checkpoint",
+      file=sys.stderr,
+    )
+    sys.exit(130)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -132,6 +132,9 @@ def train(
       logger.info("nothing to do: the run ended at step %d", record.step)
       return state
 
+    if begun and record.step == 0:
+      logger.info("there is no checkpoint to go on from: starting at step 0")
+    logger.info("the first step is compiled first, which may take a minute")
     if is_writer:
       writers.save_run_info(workdir, resolved, config_name)
       inputs.write_data_record(workdir, dataset, scenes)
@@ -189,6 +192,8 @@ def train(
               host=dataclasses.asdict(record),
               metrics=scored,
             )
+  if record.best_miou:
+    logger.info("done; the best mIoU so far is %.4f", record.best_miou)
   return state
 
 
@@ -348,6 +353,7 @@ def _evaluate(config, workdir, predictor, dataset, state, step):
       protocol=evaluate.protocol(config, split=split, weights=weights),
       step=step,
     )
+    print(f"step {step}, {weights} network on split {split}, in %:")
     print(metrics.format_table(scores.points, dataset.classes), flush=True)
   named = {
     "miou": scores.points.miou,
@@ -407,7 +413,11 @@ class _Log:
     if self._progress is not None:
       self._progress.update(
         step,
-        scalars={**scalars, "lr": self._schedule(step - 1)},
+        scalars={
+          "loss": scalars["loss"],
+          **scalars,
+          "lr": self._schedule(step - 1),
+        },
         scenes=self._scenes,
         wait_seconds=waited,
       )

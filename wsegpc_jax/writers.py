@@ -209,6 +209,9 @@ class Progress:
     if step > origin_step and now > origin:
       left = (self._total - step) * (now - origin) / (step - origin_step)
       parts.append(f"left {datetime.timedelta(seconds=max(round(left), 0))}")
+    if self._isatty and parts[-1].startswith("left"):
+      # What does not fit on a terminal is cut off: the time left is not.
+      parts.insert(1, parts.pop())
     return "  ".join(parts)
 
   def _print(self, line: str) -> None:
