@@ -128,3 +128,20 @@ def test_all_stages(write, tmp_path, monkeypatch):
       found = scannet.read_submission(path, len(scene.coord))
       correct += np.count_nonzero(found == scene.label)
     assert correct == pytest.approx(scores.points.allacc * known)
+
+
+def test_alignment_is_the_configs_choice(tmp_path):
+  root, layout = _processed_scannet(tmp_path)
+  scenes = []
+  for align in (True, False):
+    config = _config(root, layout)
+    config.data.axis_align, config.data.cache = align, ""
+    dataset = inputs.open_data(config)
+    scenes.append(dataset.load_scene("scene0000_00"))
+  turned, lying = (s.coord - s.coord.mean(0) for s in scenes)
+  assert np.abs(turned - lying).max() > 0.1
+  # A turn about z: distances and heights stay.
+  np.testing.assert_allclose(turned[:, 2], lying[:, 2], atol=1e-4)
+  np.testing.assert_allclose(
+    np.hypot(*turned[:, :2].T), np.hypot(*lying[:, :2].T), atol=1e-4
+  )

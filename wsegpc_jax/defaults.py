@@ -50,6 +50,9 @@ def get_defaults() -> ConfigDict:
         # processed it, "scannet" (docs/scannet.md) or "s3dis" (docs/s3dis.md);
         # or "semantic_kitti" (docs/semantic_kitti.md).
         format="assets",
+        # Format "scannet": turn points, normals and poses by a scene's axis
+        # alignment; False = as the release lies, as WSegPC's authors train.
+        axis_align=True,
         # "rgbd": colour and normal of a voxel's first point, grid by floor;
         # "lidar": its place and remission, grid by rounding.
         sensor="rgbd",

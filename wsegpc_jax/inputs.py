@@ -60,6 +60,8 @@ def open_data(config: ConfigDict) -> Dataset:
 
 def _layout_options(config: ConfigDict) -> dict:
   data = config.data
+  if data.format == "scannet":
+    return {"align": data.axis_align}
   if data.format != "semantic_kitti":
     return {}
   chosen = {split: scans for split, scans in data.scans.items() if scans}

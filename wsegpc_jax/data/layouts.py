@@ -19,7 +19,7 @@ def open_dataset(
     layout: "assets" (docs/assets.md), or as WSegPC's authors processed them,
       "scannet" (docs/scannet.md) or "s3dis" (docs/s3dis.md); or
       "semantic_kitti" (docs/semantic_kitti.md).
-    options: of "semantic_kitti", see its `open_dataset`.
+    options: of "scannet" and "semantic_kitti", see their `open_dataset`.
 
   Raises:
     DataError: it is not there, or not as documented.
@@ -31,7 +31,7 @@ def open_dataset(
     case "scannet":
       from wsegpc_jax.data import scannet_processed
 
-      return scannet_processed.open_dataset(root)
+      return scannet_processed.open_dataset(root, **options)
     case "s3dis":
       from wsegpc_jax.data import s3dis_processed
 
