@@ -26,12 +26,12 @@ from wsegpc_jax.types import DataError, TrainState
 MINKUNET_SPVNAS = "minkunet_spvnas"  # SPVCNN without its point branch
 # Fields that another program on a run's working directory may see changed.
 NOT_OF_THE_NETWORK = (
+  "cluster",
   "eval",
   "init_checkpoint",
   "init_from",
   "loss",
   "parallel",
-  "cluster",
   "seed",
   "train",
   "data.box_rooms",

@@ -107,10 +107,9 @@ def main(argv: list[str]) -> None:
       os._exit(2)
     sys.exit(2)
   except KeyboardInterrupt:
-    print(
-      "interrupted; the same command goes on from the last checkpoint",
-      file=sys.stderr,
-    )
+    training = "; the same command goes on from the last checkpoint"
+    more = training if _MODE.value == "train" else ""
+    print(f"interrupted{more}", file=sys.stderr)
     sys.exit(130)
 
 
