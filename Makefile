@@ -3,15 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 
-.PHONY: install test lint clean
+.PHONY: install demo ladder test lint clean
 
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools wheel
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[test,prepare]"
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[test,prepare,synthetic]"
 	touch $@
+
+# All stages on synthetic rooms, with a report: at most a quarter of an hour.
+demo: install
+	$(VENV)/bin/python scripts/demo.py
+
+# What each stage adds, over three seeds: some hours; may be stopped.
+ladder: install
+	$(VENV)/bin/python scripts/ladder.py --seeds 0,1,2
 
 test: install
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

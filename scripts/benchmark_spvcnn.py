@@ -27,14 +27,11 @@ import itertools
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
-import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import jax
 import numpy as np
@@ -48,11 +45,23 @@ from wsegpc_jax.files import atomic_write
 from wsegpc_jax.interop import semantic_kitti as kitti
 from wsegpc_jax.types import IGNORE_LABEL, DataError, Scene, TrainState
 
+# Scripts are programs, not a package: what they share lies beside them.
+sys.path.append(str(Path(__file__).parent))
+from peers.turns import (  # noqa: E402
+  Peer,
+  Times,
+  difference,
+  make_environment,
+  measure,
+  seconds_of,
+  spread,
+  start_peer,
+  timed,
+  use_cores,
+)
+
 PROGRAM = Path(__file__).parent / "peers" / "spvcnn_torch.py"
-REQUIREMENTS = {
-  "torch": ("torch==2.13.0", f"numpy=={np.__version__}"),
-  "spconv": ("spconv==2.3.8",),
-}
+REQUIREMENTS = {"torch": ("torch", "numpy"), "spconv": ("spconv",)}
 TOLERANCE = {"logits": 1e-4, "loss": 1e-3, "grad_norm": 1e-3}
 # Weights of Lovasz-softmax and of clustering in our steps, each step one term
 # more than the one before; the peer does the first.
@@ -61,15 +70,13 @@ STEPS = {
   "ce + lovasz": (1.0, 0.0),
   "ce + lovasz + cluster": (1.0, 1.0),
 }
-_MARKER = "requirements_installed.txt"
-Times = dict[str, float]  # "seconds", "cpu_seconds"
 
 
 def main(argv: list[str] | None = None) -> dict:
   """Prints the table; returns what --json holds."""
   args = parse_args(argv)
   use_cores(args.threads)
-  python = make_environment(args.environment, args.peers)
+  python = make_environment(args.environment, requirements(args.peers))
   scene = read_scan(args.scan) if args.scan else synthetic_scan()
   sample = crop(scene, args.voxels)
   load = os.getloadavg()[0]
@@ -130,50 +137,10 @@ def parse_args(argv):
   return args
 
 
-def use_cores(number: int) -> None:
-  """Keeps this process and its children on so many cores.
-
-  Comes before XLA's first use, which takes as many threads as cores.
-  """
-  cores = sorted(os.sched_getaffinity(0))
-  if number > len(cores):
-    raise DataError(f"--threads {number}: expected at most {len(cores)} cores")
-  os.sched_setaffinity(0, cores[:number])
-
-
-def make_environment(folder: Path, peers: list[str]) -> str:
-  """The Python of a virtual environment for the peers, made if need be.
-
-  Raises:
-    DataError: pip or venv failed.
-  """
-  python = folder / "bin" / "python"
-  if not peers:
-    return ""
-  names = {"torch", *peers}
-  requirements = [
-    r for n in REQUIREMENTS if n in names for r in REQUIREMENTS[n]
-  ]
-  marker = folder / _MARKER
-  have = marker.read_text().split() if marker.is_file() else []
-  if not set(requirements) <= set(have):
-    print(f"{folder}: installing {', '.join(requirements)}", file=sys.stderr)
-    pip = [python, "-m", "pip", "install", "--quiet", *requirements]
-    for command in ([sys.executable, "-m", "venv", folder], pip):
-      done = subprocess.run(command, capture_output=True, text=True)
-      if done.returncode:
-        raise DataError(
-          f"--environment {folder}: {_last_line(done.stderr)}; expected to"
-          f" install {', '.join(requirements)}"
-        )
-    with atomic_write(marker, "w") as file:
-      file.write("\n".join([*requirements, ""]))
-  return str(python)
-
-
-def _last_line(text):
-  lines = [line.strip() for line in text.splitlines() if line.strip()]
-  return lines[-1] if lines else "no message"
+def requirements(peers: list[str]) -> list[str]:
+  """What the environment of some peers needs; torch with each."""
+  names = {"torch", *peers} if peers else ()
+  return [r for n in REQUIREMENTS if n in names for r in REQUIREMENTS[n]]
 
 
 def read_scan(path: Path) -> Scene:
@@ -332,67 +299,6 @@ def drawn(state: TrainState) -> TrainState:
   return state.replace(params=params, batch_stats=batch_stats)
 
 
-def timed(function: Callable[[], object]) -> Times:
-  began, used = time.perf_counter(), time.process_time()
-  function()
-  seconds, cpu = time.perf_counter() - began, time.process_time() - used
-  return {"seconds": seconds, "cpu_seconds": cpu}
-
-
-class Peer:
-  """A program that answers each line with a line of JSON."""
-
-  def __init__(self, process: subprocess.Popen, name: str, log: IO[str]):
-    self._process, self._name, self._log = process, name, log
-    self.versions = self._read()
-
-  def logits(self, path: Path) -> np.ndarray:
-    """Its logits [M, K], by way of a file."""
-    self._ask(f"logits {path}")
-    return np.load(path)
-
-  def inference(self) -> Times:
-    return self._ask("inference")
-
-  def step(self) -> Times:
-    """Also has "loss" and "grad_norm"."""
-    return self._ask("step")
-
-  def _ask(self, command):
-    with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.write(command + "\n")
-      self._process.stdin.flush()
-    return self._read()
-
-  def _read(self):
-    line = self._process.stdout.readline()
-    if line:
-      return json.loads(line)
-    self._process.wait()
-    self._log.seek(0)
-    reason = _last_line(self._log.read())
-    raise DataError(f"the peer {self._name} ended: {reason}")
-
-
-@contextlib.contextmanager
-def start_peer(command: list, name: str) -> Iterator[Peer]:
-  """Runs a peer; it ends with the context."""
-  with (
-    tempfile.TemporaryFile("w+") as log,
-    subprocess.Popen(
-      [str(word) for word in command],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=log,
-      text=True,
-    ) as process,
-  ):
-    try:
-      yield Peer(process, name, log)
-    finally:
-      process.kill()
-
-
 def check(
   peer: Peer, folder: Path, logits: np.ndarray, first: dict[str, float]
 ) -> dict:
@@ -401,16 +307,10 @@ def check(
   found = {"logits": peer.logits(folder / "logits.npy")}
   found |= peer.step()
   expected = {"logits": logits, **first}
-  differences = {k: _difference(found[k], v) for k, v in expected.items()}
+  differences = {k: difference(found[k], v) for k, v in expected.items()}
   # What is not a number is wrong, too.
   wrong = [k for k, v in differences.items() if not v <= TOLERANCE[k]]
   return dict(versions=peer.versions, differences=differences, wrong=wrong)
-
-
-def _difference(theirs, ours) -> float:
-  if np.shape(theirs) != np.shape(ours):
-    return math.inf
-  return float(np.abs(np.subtract(theirs, ours)).max() / np.abs(ours).max())
 
 
 def tasks(sides: dict) -> dict[str, Callable[[], Times]]:
@@ -422,39 +322,19 @@ def tasks(sides: dict) -> dict[str, Callable[[], Times]]:
   return found
 
 
-def measure(
-  tasks: dict[str, Callable[[], Times]], rounds: int
-) -> dict[str, list[Times]]:
-  """Times of every task in every round, after a round that does not count.
-
-  Each round begins with another task: none always follows the same one.
-  """
-  times = {name: [] for name in tasks}
-  names = list(tasks)
-  for i in tqdm(range(rounds + 1), desc="measuring", disable=None):
-    first = i % len(names)
-    for name in names[first:] + names[:first]:
-      times[name].append(tasks[name]())
-  return {name: values[1:] for name, values in times.items()}
-
-
 def summary(times: dict[str, list[Times]]) -> dict:
   """Each [median, least, most] over the rounds: "ratios", the time of a peer's
   task over ours; "shares", what the last term of our longer steps takes."""
-  seconds = {k: np.array([t["seconds"] for t in v]) for k, v in times.items()}
+  seconds = seconds_of(times)
   ratios, shares = {}, {}
   for name, theirs in seconds.items():
     side, task = name.split(" ", 1)
     if side != "ours":
-      ratios[name] = _spread(theirs / seconds[f"ours {task}"])
+      ratios[name] = spread(theirs / seconds[f"ours {task}"])
   for without, step in itertools.pairwise(STEPS):
     ratio = seconds[f"ours {without}"] / seconds[f"ours {step}"]
-    shares[step] = _spread(1 - ratio)
+    shares[step] = spread(1 - ratio)
   return {"ratios": ratios, "shares": shares}
-
-
-def _spread(values) -> list[float]:
-  return [float(f(values)) for f in (np.median, np.min, np.max)]
 
 
 def table(result: dict) -> str:
@@ -467,7 +347,7 @@ def table(result: dict) -> str:
     f"\n{'':28}{'ms (least - most)':>22}{'CPU ms':>9}  time over ours",
   ]
   for name, times in result["times"].items():
-    seconds = _spread([1000 * t["seconds"] for t in times])
+    seconds = spread([1000 * t["seconds"] for t in times])
     cpu = 1000 * np.median([t["cpu_seconds"] for t in times])
     wall = "{:.0f} ({:.0f} - {:.0f})".format(*seconds)
     line = f"{name:28}{wall:>22}{cpu:9.0f}"

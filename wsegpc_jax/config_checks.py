@@ -52,6 +52,17 @@ def check_config(config: ConfigDict) -> None:
     config.cluster.feature_source,
     ("bottleneck", "decoder"),
   )
+  if config.method == "clustering":
+    if config.train.accumulate != 1:
+      raise DataError(
+        f"config.train.accumulate={config.train.accumulate!r}; expected 1 with "
+        "config.method='clustering', which samples voxels of the whole batch"
+      )
+    if config.model.remat:
+      raise DataError(
+        "config.model.remat=True; expected False with config.method="
+        "'clustering'"
+      )
   if config.method == "wsegpc" and config.data.sensor == "lidar":
     raise DataError(
       "config.data.sensor='lidar' has no images; config.method='wsegpc' needs "
@@ -79,14 +90,21 @@ def check_config(config: ConfigDict) -> None:
   for field, size in (
     ("data.image_size", config.data.image_size),
     ("data.box_rooms.image_size", config.data.box_rooms.image_size),
+    ("data.synthetic.image_size", config.data.synthetic.image_size),
   ):
     if len(size) != 2:
       raise DataError(
         f"config.{field}={tuple(size)!r}; expected height and width"
       )
+  if config.data.box_rooms.train > 0 and config.data.synthetic.train > 0:
+    raise DataError(
+      f"config.data.synthetic.train={config.data.synthetic.train!r}; expected "
+      "0 as config.data.box_rooms.train writes rooms to the same folder"
+    )
   positive = {
     "data.voxel_size": config.data.voxel_size,
     "train.batch_size": config.train.batch_size,
+    "train.accumulate": config.train.accumulate,
     "train.epochs": config.train.epochs,
     "train.loop": config.train.loop,
     "train.log_every": config.train.log_every,
@@ -113,6 +131,9 @@ def check_config(config: ConfigDict) -> None:
     "data.threads": config.data.threads,
     "data.link_tolerance": config.data.link_tolerance,
     "data.past_scans": config.data.past_scans,
+    "data.synthetic.train": config.data.synthetic.train,
+    "data.synthetic.val": config.data.synthetic.val,
+    "data.synthetic.seed": config.data.synthetic.seed,
     "train.warmup_steps": config.train.warmup_steps,
   }
   if config.method == "wsegpc":

@@ -96,6 +96,8 @@ def get_defaults() -> ConfigDict:
         prefetch=2,
         # Built-in box rooms are written to `root` if these are above 0.
         box_rooms=dict(train=0, val=0, seed=0, image_size=(60, 80)),
+        # Likewise for synthetic rooms (python -m wsegpc_jax.data.synthetic).
+        synthetic=dict(train=0, val=0, seed=0, image_size=(96, 128)),
       ),
       model=dict(
         # A key of models.minkunet.ARCHITECTURES or of models.spvcnn's, or
@@ -103,6 +105,9 @@ def get_defaults() -> ConfigDict:
         arch="18A",
         width=32,  # of the stem; 32 in the papers
         dropout=0.3,  # of SPVCNN
+        # Keep only what enters the residual blocks and compute the rest again
+        # in the backward pass: less memory, more time.
+        remat=False,
         image_depth=50,  # 18, 34, 50 or 101
         image_width=64,  # of the first stage; 64 in the papers
         # File of weights that the 2D network starts from: torchvision's
@@ -155,6 +160,9 @@ def get_defaults() -> ConfigDict:
         weight_decay=1e-4,
         power=0.9,
         batch_size=4,  # scenes, over all devices
+        # Parts of a device's share of them, one after the other: the memory of
+        # one part. Losses weigh as in one batch; batch norm sees a part.
+        accumulate=1,
         epochs=50,
         loop=4,  # passes over the scenes in an epoch
         # Stop after this many evaluations without gain; 0 = never.
@@ -236,6 +244,81 @@ def get_tiny(variant: str = "") -> ConfigDict:
     train.log_every = 1
   elif variant:
     raise ValueError(f"unknown variant {variant!r}; expected 'smoke'")
+  return config
+
+
+def get_synthetic(variant: str = "") -> ConfigDict:
+  """Half-width networks and a short schedule on procedural rooms.
+
+  Stage 1 of WSegPC; the files configs/synthetic_*.py change what a stage
+  needs. EMA and warm-ups are scaled to the short schedule: a keep rate of
+  0.999 over 700 steps would leave the teacher near its start.
+
+  Args:
+    variant: "", "demo" (shorter, coarser), "gpu" (full width and 4 cm voxels,
+      for one GPU) or "smoke", which takes a few steps only.
+
+  Raises:
+    ValueError: an unknown variant.
+  """
+  config = get_defaults()
+  data, train = config.data, config.train
+  data.root = "data/synthetic_rooms"
+  data.synthetic.train, data.synthetic.val = 96, 16
+  data.voxel_size = 0.14
+  data.image_size = data.synthetic.image_size = (60, 80)
+  data.num_views = 4
+  data.num_pairs = 128
+  # The larger one so that no room is cropped, the smaller for most batches.
+  data.smallest_bucket, data.largest_bucket = 10_000, 18_000
+  data.bucket_ratio = 2.0
+  config.model.arch = "14A"
+  config.model.width = config.model.image_width = 16
+  config.model.image_depth = 18
+  # In place of ImageNet's (python -m wsegpc_jax.synthetic_image).
+  config.model.image_weights = "data/synthetic_image/r18_w16.safetensors"
+  config.loss.cam_warmup = config.loss.cmg_warmup = 30
+  config.loss.rpc_warmup = 30
+  config.ema_keep = 0.99
+  train.lr = 0.2
+  train.total_steps = 700
+  train.log_every = 10
+  # Nothing is selected by looking at the held-out rooms.
+  train.eval_every = -1
+  train.checkpoint_every = 100
+  config.init_checkpoint = config.eval.checkpoint = "latest"
+  if variant == "demo":
+    data.root = "data/synthetic_demo"
+    data.synthetic.train, data.synthetic.val = 40, 8
+    # One bucket: one program to compile.
+    data.smallest_bucket = data.largest_bucket = 16_000
+    train.total_steps = 250
+    config.ema_keep = 0.98
+  elif variant == "gpu":
+    data.root = "data/synthetic_gpu"
+    data.synthetic.train, data.synthetic.val = 100, 24
+    data.voxel_size = 0.04
+    data.image_size = data.synthetic.image_size = (120, 160)
+    data.num_views = 6
+    data.num_pairs = 512
+    data.smallest_bucket, data.largest_bucket = 100_000, 200_000
+    data.threads = 12
+    config.model.arch = "18A"
+    config.model.width = 32
+    config.model.image_width = 64
+    config.model.image_weights = "data/synthetic_image/r18_w64.safetensors"
+  elif variant == "smoke":
+    data.root = "data/synthetic_smoke"
+    data.synthetic.train, data.synthetic.val = 4, 2
+    config.model.width = config.model.image_width = 4
+    config.model.image_weights = ""
+    train.batch_size = 2
+    train.total_steps = 2
+    train.checkpoint_every = 1
+  elif variant:
+    raise ValueError(
+      f"unknown variant {variant!r}; expected 'demo', 'gpu' or 'smoke'"
+    )
   return config
 
 

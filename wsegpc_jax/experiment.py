@@ -51,11 +51,13 @@ NOT_OF_THE_NETWORK = (
   "data.root",
   "data.scans",
   "data.smallest_bucket",
+  "data.synthetic",
   "data.threads",
   "data.train_label_map",
   "data.train_split",
   "model.image_weights",
   "model.implementation",
+  "model.remat",
 )
 
 
@@ -90,7 +92,7 @@ def build_method(
   net_3d = _network(config, num_classes)
   optimizer = _optimizer(config, steps)
   if config.method == "segmentation":
-    return Segmentation(net_3d, optimizer)
+    return Segmentation(net_3d, optimizer, **_memory(config))
   if config.method == "clustering":
     return _clustering(config, num_classes, net_3d, optimizer)
   net_2d = DilatedResNet(
@@ -113,6 +115,7 @@ def build_method(
     p_cutoff=config.loss.p_cutoff,
     ema_keep=config.ema_keep,
     compat_steps=steps.steps_per_epoch if config.compat else None,
+    **_memory(config),
   )
 
 
@@ -171,6 +174,14 @@ def _optimizer(config, steps) -> optax.GradientTransformation:
       train.lr, steps.total_steps, warmup_steps=train.warmup_steps, **shared
     )
   return common.sgd(train.lr, steps.total_steps, power=train.power, **shared)
+
+
+def _memory(config) -> dict:
+  """What a method does to need less memory in training."""
+  remat = ("blocks",) if config.model.remat else ()
+  if jnp.dtype(config.dtype).itemsize < 4:
+    remat += ("norms",)
+  return {"parts": config.train.accumulate, "remat": remat}
 
 
 def _network(config, num_classes) -> minkunet.MinkUNet | spvcnn.SPVCNN:

@@ -27,7 +27,7 @@ _DATA_RECORD = "data.json"
 
 
 def open_data(config: ConfigDict) -> Dataset:
-  """Opens config.data.root, after writing box rooms there if it asks to.
+  """Opens config.data.root, after writing rooms there if it asks to.
 
   Raises:
     DataError: the data set is not there, or not as documented.
@@ -43,6 +43,19 @@ def open_data(config: ConfigDict) -> Dataset:
       seed=data.box_rooms.seed,
       image_size=tuple(data.box_rooms.image_size),
       views=max(data.num_views, 1),
+    )
+  elif data.synthetic.train > 0:
+    from wsegpc_jax.data import synthetic
+
+    synthetic.write_rooms(
+      data.root,
+      train=data.synthetic.train,
+      val=data.synthetic.val,
+      seed=data.synthetic.seed,
+      image_size=tuple(data.synthetic.image_size),
+      # As the command writes, unless more are wanted.
+      views=max(data.num_views, 6),
+      workers=max(data.threads, 1),
     )
   try:
     dataset = layouts.open_dataset(

@@ -7,9 +7,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wsegpc_jax import evaluate, inputs
+from wsegpc_jax.data.dataset import Dataset
 from wsegpc_jax.files import atomic_write
 from wsegpc_jax.metrics import segmentation as metrics
-from wsegpc_jax.predictor import ScenePrediction
+from wsegpc_jax.predictor import Predictor, ScenePrediction
 from wsegpc_jax.types import Scene
 
 logger = logging.getLogger(__name__)
@@ -29,13 +30,32 @@ def label(config: ConfigDict, workdir: str) -> evaluate.Scores:
   over superpoints. Scored against the truth where that is known.
   """
   dataset = inputs.open_data(config)
-  classes = dataset.classes
-  split = config.data.train_split
-  names = inputs.split_scenes(dataset, split)
+  names = inputs.split_scenes(dataset, config.data.train_split)
   inputs.check_same_data(workdir, dataset, names)
-  predictor, variables, host, weights = evaluate.load_network(
-    config, workdir, len(classes)
-  )
+  network = evaluate.load_network(config, workdir, len(dataset.classes))
+  scores = label_split(config, workdir, dataset, network)
+  print(f"{len(names)} scenes labelled in {Path(workdir) / FOLDER}")
+  if scores.points.points:
+    print("pseudo-labels against the labels of the training split, in %:")
+    print(metrics.format_table(scores.points, dataset.classes))
+  return scores
+
+
+def label_split(
+  config: ConfigDict,
+  workdir: str,
+  dataset: Dataset,
+  network: tuple[Predictor, dict, dict, str],
+) -> evaluate.Scores:
+  """Labels the training split with a network and scores the labels.
+
+  Args:
+    config, workdir: of the run.
+    dataset: its data set.
+    network: as `evaluate.load_network` gives it.
+  """
+  predictor, variables, host, weights = network
+  split, classes = config.data.train_split, dataset.classes
   folder = Path(workdir) / FOLDER
   folder.mkdir(parents=True, exist_ok=True)
 
@@ -49,7 +69,7 @@ def label(config: ConfigDict, workdir: str) -> evaluate.Scores:
     predictor,
     variables,
     dataset,
-    names,
+    inputs.split_scenes(dataset, split),
     config,
     use_tags=True,
     superpoints="mean",
@@ -62,8 +82,4 @@ def label(config: ConfigDict, workdir: str) -> evaluate.Scores:
     protocol=_PROTOCOL.format(weights=weights, split=split),
     step=host["step"],
   )
-  print(f"{len(names)} scenes labelled in {folder}")
-  if scores.points.points:
-    print("pseudo-labels against the labels of the training split, in %:")
-    print(metrics.format_table(scores.points, classes))
   return scores

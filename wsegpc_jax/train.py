@@ -45,6 +45,7 @@ _MAY_CHANGE = (
   "eval.tta",
   "parallel",
   "model.implementation",
+  "model.remat",
   "train.log_every",
   "train.progress_seconds",
   "train.checkpoint_every",
@@ -104,7 +105,7 @@ def train(
     inputs.split_scenes(dataset, config.eval.split)
   method = experiment.build_method(config, len(dataset.classes), steps)
   mesh = parallel.device_mesh()
-  slots = -(-config.train.batch_size // mesh.size)
+  slots = scenes_a_part(config, num_devices=mesh.size)
   layout = inputs.layout(config, slots=slots)
   source = inputs.label_source(config, dataset)
   sampler = inputs.sampler(config, slots=slots)
@@ -209,20 +210,51 @@ def _open_data(config: ConfigDict) -> Dataset:
   return dataset
 
 
+def scenes_a_part(config: ConfigDict, *, num_devices: int) -> int:
+  """Scenes of a part of a device's share, the largest.
+
+  Raises:
+    DataError: a device has fewer scenes than its share has parts.
+  """
+  train = config.train
+  share = -(-train.batch_size // num_devices)
+  if train.accumulate > share:
+    raise DataError(
+      f"config.train.accumulate={train.accumulate}; expected at most {share}, "
+      f"the scenes of a device (config.train.batch_size={train.batch_size}, "
+      f"{num_devices} device{'s' * (num_devices > 1)})"
+    )
+  return -(-share // train.accumulate)
+
+
 def make_batch(shares, layout, dataset, mesh, config):
-  """One padded, global batch out of this process's samples."""
-  bucket = max(batching.choose_bucket(share, layout) for share in shares)
+  """One padded, global batch out of this process's samples.
+
+  With config.train.accumulate above 1 its leaves have an axis of parts after
+  that of devices. All parts have the bucket of the largest one.
+  """
+  size, parts = layout.slots, config.train.accumulate
+  split = [
+    [share[i * size : (i + 1) * size] for i in range(parts)] for share in shares
+  ]
+  bucket = max(
+    batching.choose_bucket(part, layout) for share in split for part in share
+  )
   bucket = parallel.agree_on_max(bucket)
-  batches = [
-    batching.collate(
-      share,
+
+  def collate(part):
+    return batching.collate(
+      part,
       layout,
       bucket,
       num_classes=len(dataset.classes),
       teacher=config.method == "wsegpc",
     )
-    for share in shares
-  ]
+
+  if parts == 1:
+    batches = [collate(share) for share in shares]
+  else:
+    batches = [batching.stack([collate(p) for p in share]) for share in split]
   return parallel.to_devices(
     batching.stack(batches), mesh, runner=config.parallel
   )

@@ -2,6 +2,7 @@
 
 from wsegpc_jax.kernels.gather_conv.api import (
   IMPLEMENTATIONS,
+  choose_implementation,
   gather_conv,
   gather_conv_weight_gradient,
   symmetric_backward,
@@ -9,6 +10,7 @@ from wsegpc_jax.kernels.gather_conv.api import (
 
 __all__ = [
   "IMPLEMENTATIONS",
+  "choose_implementation",
   "gather_conv",
   "gather_conv_weight_gradient",
   "symmetric_backward",

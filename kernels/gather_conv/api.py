@@ -27,7 +27,14 @@ def _pallas():
   return pallas_triton
 
 
-def _choose(implementation: str | None, *, lookup) -> str:
+def choose_implementation(
+  implementation: str | None, *, lookup: xla.Lookup = xla.stored_table
+) -> str:
+  """A name of IMPLEMENTATIONS; None is the best on the present platform.
+
+  Raises:
+    ValueError: an unknown name.
+  """
   if implementation is None:
     on_gpu = jax.default_backend() == "gpu"
     stored = lookup is xla.stored_table
@@ -96,7 +103,7 @@ def gather_conv(
   """
   _check(x, weight)
   _check_table(rows, lookup, weight.shape[0])
-  match _choose(implementation, lookup=lookup):
+  match choose_implementation(implementation, lookup=lookup):
     case "xla":
       return xla.forward(x, rows, tables, weight, lookup=lookup)
     case "reference":
@@ -120,7 +127,7 @@ def gather_conv_weight_gradient(
   Arguments and errors as for `gather_conv`.
   """
   _check_table(rows, lookup, taps, cotangent.shape[0])
-  match _choose(implementation, lookup=lookup):
+  match choose_implementation(implementation, lookup=lookup):
     case "xla":
       return xla.weight_gradient(
         x, rows, tables, cotangent, taps=taps, lookup=lookup
@@ -148,7 +155,7 @@ def symmetric_backward(
   """
   _check(x, weight, cotangent)
   _check_table(rows, lookup, weight.shape[0], cotangent.shape[0])
-  chosen = _choose(implementation, lookup=lookup)
+  chosen = choose_implementation(implementation, lookup=lookup)
   if chosen == "xla":
     return xla.symmetric_backward(
       x, rows, tables, weight, cotangent, lookup=lookup

@@ -21,7 +21,6 @@ thread only.
 """
 
 import argparse
-import itertools
 import json
 import sys
 import time
@@ -30,205 +29,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from layers import EVEN, SpconvLayers, TorchLayers, key, step_of_key
 
 _IGNORE = 255
-_SPAN = 1 << 20  # of a coordinate in a key
-# Taps of 3^3 and 2^3 kernels: x innermost.
-_ODD = [(x, y, z) for z, y, x in itertools.product((-1, 0, 1), repeat=3)]
-_EVEN = [(x, y, z) for z, y, x in itertools.product((0, 1), repeat=3)]
 
 
-class Lookup:
-  """Rows of voxels [M, 3] by their coordinates."""
-
-  def __init__(self, coords):
-    self.keys = key(coords)
-    self.sorted, self.order = torch.sort(self.keys)
-
-  def __call__(self, keys):
-    """Row of each key, and whether it exists."""
-    at = torch.searchsorted(self.sorted, keys).clamp_(max=len(self.sorted) - 1)
-    return self.order[at], self.sorted[at] == keys
-
-
-def key(coords):
-  """One integer a voxel; that of a neighbour is a constant away."""
-  x, y, z = (coords.long() + 1).unbind(1)
-  return (x * _SPAN + y) * _SPAN + z
-
-
-def step_of_key(offset):
-  x, y, z = offset
-  return (x * _SPAN + y) * _SPAN + z
-
-
-def neighbor_pairs(lookup):
-  """(input rows, output rows) of the 27 taps; None for the one in the middle.
-
-  A tap and its mirror image have the same pairs the other way round, so half
-  of them are searched.
-  """
-  first = []
-  for offset in _ODD[:13]:
-    rows, exists = lookup(lookup.keys + step_of_key(offset))
-    out = exists.nonzero().squeeze(1)
-    first.append((rows[out], out))
-  return first + [None] + [(out, rows) for rows, out in reversed(first)]
-
-
-def child_pairs(coords):
-  """The next coarser level of voxels in Morton order, and the pairs of it.
-
-  Returns:
-    its coordinates, and (fine rows, coarse rows) of the 8 taps.
-  """
-  parents = coords >> 1
-  _, parent, count = torch.unique_consecutive(
-    key(parents), return_inverse=True, return_counts=True
-  )
-  coarse = parents[count.cumsum(0) - count]
-  octant = (coords & 1) @ torch.tensor([1, 2, 4])
-  fine = [(octant == tap).nonzero().squeeze(1) for tap in range(8)]
-  return coarse, [(rows, parent[rows]) for rows in fine]
-
-
-class PairConvolution(torch.autograd.Function):
-  """Sum over taps of x[rows] @ weight[tap], added up at the output rows."""
-
-  @staticmethod
-  def forward(ctx, x, weight, pairs, size):
-    ctx.save_for_backward(x, weight)
-    ctx.pairs = pairs
-    middle = None in pairs
-    out = x @ weight[13] if middle else x.new_zeros(size, weight.shape[2])
-    for tap, pair in enumerate(pairs):
-      if pair is not None and len(pair[0]):
-        out.index_add_(0, pair[1], x.index_select(0, pair[0]) @ weight[tap])
-    return out
-
-  @staticmethod
-  def backward(ctx, gradient):
-    x, weight = ctx.saved_tensors
-    gradient = gradient.contiguous()
-    d_weight = torch.zeros_like(weight)
-    if None in ctx.pairs:
-      d_x = gradient @ weight[13].T
-      torch.mm(x.T, gradient, out=d_weight[13])
-    else:
-      d_x = torch.zeros_like(x)
-    for tap, pair in enumerate(ctx.pairs):
-      if pair is not None and len(pair[0]):
-        g = gradient.index_select(0, pair[1])
-        d_x.index_add_(0, pair[0], g @ weight[tap].T)
-        torch.mm(x.index_select(0, pair[0]).T, g, out=d_weight[tap])
-    return d_x, d_weight, None, None
-
-
-class TorchLayers:
-  """Convolutions by lists of pairs."""
-
-  def __init__(self, kernels):
-    self.kernels = {k: torch.nn.Parameter(v) for k, v in kernels.items()}
-
-  def parameters(self):
-    return list(self.kernels.values())
-
-  def start(self, coords):
-    """Builds the maps of a scene."""
-    self.coords, self.near, self.family = [coords], [], []
-    for _ in range(4):
-      coarse, pairs = child_pairs(self.coords[-1])
-      self.coords.append(coarse)
-      self.family.append(pairs)
-    self.lookups = [Lookup(c) for c in self.coords]
-    self.near = [neighbor_pairs(lookup) for lookup in self.lookups]
-
-  def lookup(self, level):
-    return self.lookups[level]
-
-  def same(self, name, x, level):
-    pairs = self.near[level]
-    return PairConvolution.apply(x, self.kernels[name], pairs, len(x))
-
-  def down(self, name, x, level):
-    size = len(self.coords[level + 1])
-    pairs = self.family[level]
-    return PairConvolution.apply(x, self.kernels[name], pairs, size)
-
-  def up(self, name, x, level):
-    size = len(self.coords[level])
-    pairs = [(coarse, fine) for fine, coarse in self.family[level]]
-    return PairConvolution.apply(x, self.kernels[name], pairs, size)
-
-
-class SpconvLayers:
-  """Convolutions by spconv; rows of the coarser levels are in its order."""
-
-  def __init__(self, kernels):
-    import spconv.pytorch as spconv
-    from spconv.pytorch import ops
-
-    if torch.get_num_threads() > 1:
-      raise ValueError("spconv's CPU path is wrong with more than one thread")
-    # It asks for a CUDA stream on the way back, also on a CPU.
-    ops.get_current_stream = lambda: 0
-    self.tensor = spconv.SparseConvTensor
-    self.layers = {}
-    for name, value in kernels.items():
-      taps, wide, out = value.shape
-      level = self._level(name)
-      if taps == 27:
-        layer = spconv.SubMConv3d(
-          wide, out, 3, bias=False, indice_key=f"same{level}"
-        )
-      elif name.startswith("down"):
-        layer = spconv.SparseConv3d(
-          wide, out, 2, stride=2, bias=False, indice_key=f"down{level}"
-        )
-      else:
-        layer = spconv.SparseInverseConv3d(
-          wide, out, 2, bias=False, indice_key=f"down{level}"
-        )
-      # [out, z, y, x, in].
-      side = 3 if taps == 27 else 2
-      value = value.permute(2, 0, 1).reshape(out, side, side, side, wide)
-      assert layer.weight.shape == value.shape, layer.weight.shape
-      layer.weight.data = value.contiguous()
-      self.layers[name] = layer
-
-  @staticmethod
-  def _level(name):
-    """Level of a layer's maps: the finer one where it joins two."""
-    part = name.split("/")[0]
-    if part.startswith("stem"):
-      return 0
-    i, joins = int(part.lstrip("downup")[0]), part.endswith("_conv")
-    return (i if joins else i + 1) if part.startswith("down") else 3 - i
-
-  def parameters(self):
-    return [layer.weight for layer in self.layers.values()]
-
-  def start(self, coords):
-    indices = F.pad(coords.flip(1), (1, 0)).int()  # scene, z, y, x
-    # Whole at every stride, or its last voxels would have no parent.
-    shape = [(int(n) // 16 + 1) * 16 for n in indices[:, 1:].amax(0)]
-    empty = torch.zeros(len(coords), 1)
-    self.levels = [self.tensor(empty, indices, shape, 1)]
-
-  def lookup(self, level):
-    return Lookup(self.levels[level].indices[:, 1:].flip(1))
-
-  def same(self, name, x, level):
-    return self.layers[name](self.levels[level].replace_feature(x)).features
-
-  def down(self, name, x, level):
-    out = self.layers[name](self.levels[level].replace_feature(x))
-    self.levels.append(out)
-    return out.features
-
-  def up(self, name, x, level):
-    below = self.levels[level + 1].replace_feature(x)
-    return self.layers[name](below).features
+def level_of(name):
+  """Level of a kernel's maps: the finer one where it joins two."""
+  part = name.split("/")[0]
+  if part.startswith("stem"):
+    return 0
+  i, joins = int(part.lstrip("downup")[0]), part.endswith("_conv")
+  return (i if joins else i + 1) if part.startswith("down") else 3 - i
 
 
 class Network:
@@ -245,7 +57,7 @@ class Network:
       if k.startswith("params/")
     }
     kernels = {k: v for k, v in params.items() if v.ndim == 3}
-    self.layers = layers(kernels)
+    self.layers = layers(kernels, level_of)
     self.dense = {
       k: torch.nn.Parameter(v) for k, v in params.items() if v.ndim < 3
     }
@@ -345,7 +157,7 @@ class Exchange:
     base, inside = coords >> level, coords & (stride - 1)
     keys = key(base)
     rows, weights = [], []
-    for corner in _EVEN:
+    for corner in EVEN:
       found, exists = lookup(keys + step_of_key(corner))
       near = torch.where(torch.tensor(corner) > 0, inside, stride - inside)
       rows.append(found)

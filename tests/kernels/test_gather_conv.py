@@ -1,4 +1,3 @@
-import contextlib
 import functools
 import json
 
@@ -6,6 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernel_problems import (
+  TRITON_CALL,
+  assert_close,
+  compiled,
+  on_a_gpu,
+  oracle,
+  random_problem,
+  voxel_problem,
+)
 
 from wsegpc_jax.kernels.gather_conv import (
   IMPLEMENTATIONS,
@@ -18,7 +26,6 @@ from wsegpc_jax.kernels.gather_conv import (
   xla,
 )
 
-TRITON_CALL = "__gpu$xla.gpu.triton"
 SMALL = specs.Spec(9, 5, 8, 4, 3)
 SQUARE = specs.Spec(6, 6, 27, 4, 3)
 
@@ -27,73 +34,6 @@ SQUARE = specs.Spec(6, 6, 27, 4, 3)
 def exact_products():
   with jax.default_matmul_precision("highest"):
     yield
-
-
-@functools.cache
-def compiled(function, implementation=None):
-  """`function` under jit; optimising an interpreted kernel takes seconds."""
-  if implementation is not None:
-    function = functools.partial(function, implementation=implementation)
-  options = {"xla_backend_optimization_level": 0}
-  return jax.jit(function, compiler_options=options)
-
-
-def random_problem(spec, seed=0):
-  """(x, table, weight, cotangent); about half of the table is missing."""
-  rng = np.random.default_rng(seed)
-  table = rng.integers(0, spec.n, (spec.m, spec.taps))
-  table = np.where(rng.random(table.shape) < 0.5, spec.n, table)
-  shapes = (spec.n, spec.c), (spec.taps, spec.c, spec.d), (spec.m, spec.d)
-  x, weight, cotangent = (
-    jnp.asarray(rng.standard_normal(shape), spec.dtype) for shape in shapes
-  )
-  return x, jnp.asarray(table, jnp.int32), weight, cotangent
-
-
-def voxel_problem(n=60, padding=5, c=6, d=9, seed=0):
-  """The same on the 3^3 neighbourhoods of random voxels: a symmetric table."""
-  rng = np.random.default_rng(seed)
-  cells = rng.choice(5**3, n, replace=False)
-  voxels = np.stack(np.unravel_index(cells, (5, 5, 5)), 1)
-  row = {tuple(v): i for i, v in enumerate(voxels)}
-  m = n + padding
-  table = np.full((m, 27), m)
-  offsets = np.stack(np.unravel_index(np.arange(27), (3, 3, 3)), 1) - 1
-  for i, v in enumerate(voxels):
-    for k, offset in enumerate(offsets):
-      table[i, k] = row.get(tuple(v + offset), m)
-  shapes = (m, c), (27, c, d), (m, d)
-  x, weight, cotangent = (
-    jnp.asarray(rng.standard_normal(s), jnp.float32) for s in shapes
-  )
-  return x, jnp.asarray(table, jnp.int32), weight, cotangent
-
-
-def oracle(x, table, weight, cotangent):
-  """(out, dx, dW) in float64, a pair at a time."""
-  table = np.asarray(table)
-  x, weight, cotangent = (
-    np.asarray(a, np.float64) for a in (x, weight, cotangent)
-  )
-  out = np.zeros((len(table), weight.shape[2]))
-  dx, dw = np.zeros_like(x), np.zeros_like(weight)
-  for i, row in enumerate(table):
-    for k, j in enumerate(row):
-      if 0 <= j < len(x):
-        out[i] += x[j] @ weight[k]
-        dx[j] += weight[k] @ cotangent[i]
-        dw[k] += np.outer(x[j], cotangent[i])
-  return out, dx, dw
-
-
-def assert_close(got, expected, dtype="float32"):
-  """Equal up to rounding of the result, relative to the largest value."""
-  assert got.dtype == dtype
-  tolerance = {"float64": 1e-13, "float32": 2e-6, "bfloat16": 4e-3}[str(dtype)]
-  scale = np.abs(expected).max() if expected.size else 0.0
-  np.testing.assert_allclose(
-    np.asarray(got, np.float64), expected, rtol=0, atol=tolerance * scale
-  )
 
 
 def both(x, table, weight, cotangent, *, implementation):
@@ -260,15 +200,6 @@ def test_xla_lowers_everywhere_and_scatters_nothing(platform):
   assert "stablehlo.scatter" in lowered("reference")  # it would be seen
 
 
-def on_a_gpu():
-  """A context in which kernels lower for a GPU that is not there."""
-  if jax.__version_info__ < (0, 11):
-    return contextlib.nullcontext()
-  device = jax.sharding.AbstractDevice("NVIDIA H200", None, "cuda")
-  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-  return jax.sharding.use_abstract_mesh(mesh)
-
-
 @pytest.mark.parametrize(
   ("spec", "batched"),
   [
@@ -292,7 +223,8 @@ def test_pallas_lowers_for_a_gpu(spec, batched):
     traced = jax.jit(kernels).trace(*problem)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
   assert text.count(TRITON_CALL) == 2
-  assert text.count("num_warps = 4") == 2  # given, not left to a default
+  # Given, not left to a default.
+  assert text.count("num_warps = ") == text.count("num_stages = ") == 2
 
 
 def test_pallas_does_not_run_on_a_tpu(monkeypatch):
@@ -323,7 +255,8 @@ def test_the_best_on_a_gpu_is_what_was_measured(monkeypatch, measured):
 
 
 def test_bench_reports_each_operation(monkeypatch, capsys):
-  monkeypatch.setattr(specs, "CPU", (specs.Spec(1, 1, 27, 4, 3),))
+  for platform in ("CPU", "GPU"):
+    monkeypatch.setattr(specs, platform, (specs.Spec(1, 1, 27, 4, 3),))
   bench.main(["--rows", "40", "--rounds", "2", "--precision", "highest"])
   *_, last = capsys.readouterr().out.splitlines()
   results = json.loads(last)["results"]

@@ -161,6 +161,7 @@ def test_options_that_cannot_be(options, message, capsys):
 
 def test_peers_may_be_left_out():
   assert script.parse_args(["--peers", "none"]).peers == []
+  assert script.requirements([]) == []
   assert script.make_environment(Path("unused"), []) == ""
   both = script.parse_args(["--peers", "torch,spconv", "--threads", "1"])
   assert both.peers == ["torch", "spconv"]
@@ -177,16 +178,17 @@ def test_the_environment_is_made_once(tmp_path, monkeypatch):
       command, codes.pop(0), "", "a\nno room\n"
     )
 
-  monkeypatch.setattr(script.subprocess, "run", fake_run)
+  monkeypatch.setattr(subprocess, "run", fake_run)
   with pytest.raises(DataError, match=r"no room; expected to install torch=="):
-    script.make_environment(tmp_path, ["torch"])
+    script.make_environment(tmp_path, script.requirements(["torch"]))
   codes[:] = [0] * 4
   for peers in (["torch"], ["torch"], ["spconv"], ["torch"]):
-    python = script.make_environment(tmp_path, peers)
+    names = script.requirements(peers)
+    python = script.make_environment(tmp_path, names)
   assert python == str(tmp_path / "bin" / "python")
   # What failed is done again, what is there not; spconv comes with torch.
   installs = [c[5:] for c in commands if "pip" in c]
-  torch = ["torch==2.13.0", f"numpy=={np.__version__}"]
+  torch = ["torch==2.13.0", "numpy==2.4.6"]
   assert installs == [torch, torch, [*torch, "spconv==2.3.8"]]
 
 

@@ -13,8 +13,8 @@ import optax
 from jaxtyping import Array, Float
 
 from wsegpc_jax.losses import classification
-from wsegpc_jax.methods import common
-from wsegpc_jax.models import initialize
+from wsegpc_jax.methods import common, gradients
+from wsegpc_jax.models import initialize, remat
 from wsegpc_jax.models.minkunet import MinkUNet
 from wsegpc_jax.sparse import plan as plan_lib
 from wsegpc_jax.types import IGNORE_LABEL, Batch, TrainState
@@ -22,10 +22,21 @@ from wsegpc_jax.types import IGNORE_LABEL, Batch, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-  """The method: a network and an optimiser."""
+  """The method: a network and an optimiser.
+
+  Attributes:
+    model: gives (logits, features).
+    optimizer: of its parameters.
+    parts: of a training batch, whose leaves have an axis of them if there are
+      several (see `gradients.accumulate`).
+    remat: kinds of modules that are computed again in the backward pass (see
+      `models.remat`).
+  """
 
   model: MinkUNet
   optimizer: optax.GradientTransformation
+  parts: int = 1
+  remat: tuple[str, ...] = ()
 
   def init(self, seed: int, batch: Batch) -> TrainState:
     """A fresh state, without a teacher."""
@@ -47,33 +58,39 @@ class Segmentation:
     self, state: TrainState, batch: Batch, *, axis_name: str
   ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One step of one device; its peers run the same over `axis_name`."""
-    valid = jnp.arange(batch.label.shape[0]) < batch.student.count
-    mask = valid & (batch.label != IGNORE_LABEL)
-    count = jax.lax.psum(mask.sum().astype(jnp.float32), axis_name)
-    count = common.denominators(count)
 
-    def loss_fn(params):
-      (logits, _), new = self.model.apply(
-        {"params": params, "batch_stats": state.batch_stats},
-        batch.student.features,
-        _plan(batch),
-        train=True,
-        mutable=["batch_stats"],
-      )
-      total = classification.cross_entropy_sum(logits, batch.label, mask)
-      correct = (mask & (logits.argmax(-1) == batch.label)).sum()
-      return total / count, (new["batch_stats"], correct / count)
+    def labelled(part):
+      return _labelled(part).sum().astype(jnp.float32)
 
-    (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(
-      loss_fn, has_aux=True
-    )(state.params)
-    gradients, metrics = jax.lax.psum(
-      (gradients, {"loss": loss, "accuracy": accuracy}), axis_name
+    count = gradients.count(labelled, batch, parts=self.parts)
+    count = common.denominators(jax.lax.psum(count, axis_name))
+
+    def share(batch_stats, part):
+      def loss_fn(params):
+        with remat.recomputed(*self.remat):
+          (logits, _), new = self.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            part.student.features,
+            _plan(part),
+            train=True,
+            mutable=["batch_stats"],
+          )
+        mask = _labelled(part)
+        total = classification.cross_entropy_sum(logits, part.label, mask)
+        correct = (mask & (logits.argmax(-1) == part.label)).sum()
+        return total / count, (new["batch_stats"], correct / count)
+
+      (loss, (batch_stats, accuracy)), grads = jax.value_and_grad(
+        loss_fn, has_aux=True
+      )(state.params)
+      return grads, batch_stats, {"loss": loss, "accuracy": accuracy}
+
+    grads, batch_stats, metrics = gradients.accumulate(
+      share, state.batch_stats, batch, parts=self.parts
     )
-    metrics["grad_norm"] = optax.tree.norm(gradients)
-    state = common.apply_gradients(
-      self.optimizer, state, gradients, batch_stats
-    )
+    grads, metrics = jax.lax.psum((grads, metrics), axis_name)
+    metrics["grad_norm"] = gradients.norm(grads)
+    state = common.apply_gradients(self.optimizer, state, grads, batch_stats)
     return state, metrics
 
   def predict(self, variables: dict, batch: Batch) -> dict[str, Array]:
@@ -82,6 +99,12 @@ class Segmentation:
       variables, batch.student.features, _plan(batch), train=False
     )
     return {"logits_3d": logits}
+
+
+def _labelled(batch):
+  """Voxels that take part in the loss [M]."""
+  valid = jnp.arange(batch.label.shape[0]) < batch.student.count
+  return valid & (batch.label != IGNORE_LABEL)
 
 
 def _plan(batch):

@@ -21,8 +21,8 @@ from jaxtyping import Array, Float
 
 from wsegpc_jax import schedules
 from wsegpc_jax.losses import classification, contrastive, region_point
-from wsegpc_jax.methods import common
-from wsegpc_jax.models import initialize
+from wsegpc_jax.methods import common, gradients
+from wsegpc_jax.models import initialize, remat
 from wsegpc_jax.models.dilated_resnet import sample_bilinear
 from wsegpc_jax.models.two_branch import TwoBranchNet
 from wsegpc_jax.sparse import plan as plan_lib
@@ -73,6 +73,11 @@ class WSegPC:
       reference that change a loss are reproduced: 2D features are read at
       positions divided by W instead of W - 1, and the teacher runs on batch
       statistics during the first `compat_steps` steps (the first epoch).
+    parts: of a training batch, whose leaves have an axis of them if there are
+      several (see `gradients.accumulate`). Pseudo-labels of all parts are
+      selected by the counts from before the step.
+    remat: kinds of modules of the student that are computed again in the
+      backward pass (see `models.remat`).
   """
 
   model: TwoBranchNet
@@ -82,6 +87,8 @@ class WSegPC:
   p_cutoff: float = 0.8
   ema_keep: float = 0.999
   compat_steps: int | None = None
+  parts: int = 1
+  remat: tuple[str, ...] = ()
 
   def init(self, seed: int, batch: Batch) -> TrainState:
     """A fresh state; the teacher starts as a copy of the student."""
@@ -116,33 +123,42 @@ class WSegPC:
     def total(tree):
       return jax.lax.psum(tree, axis_name)
 
-    counts = common.denominators(total(_counts(batch)))
-    targets, selected, ema_stats = None, None, state.ema_batch_stats
-    if self.weights.has_rpc:
-      teacher_3d, teacher_2d, ema_stats = self._teacher(state, batch)
-      targets, selected = self._pseudo_labels(
-        state, batch, teacher_3d, teacher_2d
-      )
-      selected = total(selected)
+    counts = total(gradients.count(_counts, batch, parts=self.parts))
+    counts = common.denominators(counts)
 
-    def loss_fn(params):
-      terms, stats = self._losses(
-        params, state.batch_stats, state.step, batch, counts, targets
-      )
-      return sum(terms.values()), (terms, stats)
+    def share(statistics, part):
+      batch_stats, ema_stats = statistics
+      targets, selected = None, None
+      if self.weights.has_rpc:
+        teacher_3d, teacher_2d, ema_stats = self._teacher(
+          state.replace(ema_batch_stats=ema_stats), part
+        )
+        targets, selected = self._pseudo_labels(
+          state, part, teacher_3d, teacher_2d
+        )
 
-    gradients, (terms, batch_stats) = jax.grad(loss_fn, has_aux=True)(
-      state.params
+      def loss_fn(params):
+        with remat.recomputed(*self.remat):
+          terms, stats = self._losses(
+            params, batch_stats, state.step, part, counts, targets
+          )
+        return sum(terms.values()), (terms, stats)
+
+      grads, (terms, batch_stats) = jax.grad(loss_fn, has_aux=True)(
+        state.params
+      )
+      return grads, (batch_stats, ema_stats), (terms, selected)
+
+    grads, (batch_stats, ema_stats), (terms, selected) = gradients.accumulate(
+      share, (state.batch_stats, state.ema_batch_stats), batch, parts=self.parts
     )
-    gradients = total(gradients)
-    state = common.apply_gradients(
-      self.optimizer, state, gradients, batch_stats
-    )
+    grads, selected = total((grads, selected))
+    state = common.apply_gradients(self.optimizer, state, grads, batch_stats)
     state = common.update_teacher(
       state.replace(ema_batch_stats=ema_stats), self.ema_keep
     )
     metrics = total({**terms, "loss": sum(terms.values())})
-    metrics["grad_norm"] = optax.tree.norm(gradients)
+    metrics["grad_norm"] = gradients.norm(grads)
     if selected is not None:
       metrics["selected_3d"] = selected[0].sum() / counts["voxels"]
       metrics["selected_2d"] = selected[1].sum() / counts["pixels"]

@@ -1,6 +1,6 @@
 """MinkUNet, the sparse voxel U-Net (Choy et al., CVPR 2019), 14A to 101.
 
-A 5^3 stem, four stages of a 2^3 strided convolution and residual blocks, four
+A 5^3 stem (or 3^3), four stages of a 2^3 strided convolution and residual blocks, four
 of a 2^3 transposed convolution, the skip concatenated, and residual blocks;
 batch norm and ReLU throughout; a 1x1 classifier with bias.
 """
@@ -92,12 +92,12 @@ class BasicBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, level, *, train: bool):
-    apply, table = conv.submanifold_conv, level.neighbors
+    apply = conv.submanifold_conv
     norm = functools.partial(_norm, self.norm, level.valid, train)
     middle = self.middle or self.planes
-    y = self.conv3(middle, name="conv1")(x, apply, table)
+    y = self.conv3(middle, name="conv1")(x, apply, level)
     y = nn.relu(norm("norm1", y))
-    y = norm("norm2", self.conv3(self.planes, name="conv2")(y, apply, table))
+    y = norm("norm2", self.conv3(self.planes, name="conv2")(y, apply, level))
     if x.shape[-1] != self.planes:
       x = self.point(self.planes, name="downsample_conv")(x)
       x = norm("downsample_norm", x)
@@ -117,9 +117,7 @@ class BottleneckBlock(nn.Module):
     norm = functools.partial(_norm, self.norm, level.valid, train)
     wide = 4 * self.planes
     y = nn.relu(norm("norm1", self.point(self.planes, name="conv1")(x)))
-    y = self.conv3(self.planes, name="conv2")(
-      y, conv.submanifold_conv, level.neighbors
-    )
+    y = self.conv3(self.planes, name="conv2")(y, conv.submanifold_conv, level)
     y = nn.relu(norm("norm2", y))
     y = norm("norm3", self.point(wide, name="conv3")(y))
     if x.shape[-1] != wide:
@@ -138,6 +136,7 @@ class MinkUNet(nn.Module):
     arch: a key of ARCHITECTURES.
     num_classes: width K of the classifier.
     width: planes of the stem; 32 in the papers. Others scale along.
+    stem_size: edge of the stem's kernel, 5 or 3.
     axis_name: device axis over which batch statistics are shared.
     dtype: of activations and products; parameters stay float32.
     implementation: of the convolutions (see `wsegpc_jax.kernels`).
@@ -146,6 +145,7 @@ class MinkUNet(nn.Module):
   arch: str = "18A"
   num_classes: int = 20
   width: int = STEM_WIDTH
+  stem_size: int = 5
   axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
@@ -157,8 +157,11 @@ class MinkUNet(nn.Module):
     """Features of the finest voxels to (class logits, decoder features).
 
     Raises:
-      ValueError: an unknown architecture, or a plan without five levels.
+      ValueError: an unknown architecture, another size of the stem, or a plan
+        without five levels.
     """
+    if self.stem_size not in (3, 5):
+      raise ValueError(f"stem_size must be 3 or 5, got {self.stem_size}")
     if self.arch not in ARCHITECTURES:
       raise ValueError(
         f"arch {self.arch!r} is unknown; expected one of "
@@ -190,8 +193,12 @@ class MinkUNet(nn.Module):
         )(x, level, train=train)
       return x
 
-    stem = functools.partial(conv3, taps=125)(self.width, name="conv0")
-    x = stem(x, conv.stem_conv, plan)
+    stem = functools.partial(conv3, taps=self.stem_size**3)
+    stem = stem(self.width, name="conv0")
+    if self.stem_size == 5:
+      x = stem(x, conv.stem_conv, plan)
+    else:
+      x = stem(x, conv.submanifold_conv, levels[0])
     x = nn.relu(norm(name="bn0")(x, levels[0].valid, train=train))
     skips = []
     for i in range(4):

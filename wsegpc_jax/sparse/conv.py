@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int32, PyTree
 
 from wsegpc_jax.kernels import gather_conv as ops
 from wsegpc_jax.kernels.gather_conv import xla
+from wsegpc_jax.sparse import pairs as pairs_lib
 from wsegpc_jax.sparse import plan as plan_lib
 from wsegpc_jax.sparse.plan import Level, Plan
 
@@ -57,6 +58,24 @@ def _symmetric_backward(lookup, implementation, saved, cotangent):
 _symmetric.defvjp(_symmetric_forward, _symmetric_backward)
 
 
+@jax.custom_vjp
+def _over_pairs(x, weight, table, pairs):
+  return pairs_lib.forward(x, table, pairs, weight)
+
+
+def _over_pairs_forward(x, weight, table, pairs):
+  return _over_pairs(x, weight, table, pairs), (x, weight, table, pairs)
+
+
+def _over_pairs_backward(saved, cotangent):
+  x, weight, table, pairs = saved
+  dx, dw = pairs_lib.symmetric_backward(x, table, pairs, weight, cotangent)
+  return dx, dw.astype(weight.dtype), _no_gradient(table), _no_gradient(pairs)
+
+
+_over_pairs.defvjp(_over_pairs_forward, _over_pairs_backward)
+
+
 def _check_rows(x: Array, rows: int, what: str) -> None:
   if x.shape[0] != rows:
     raise ValueError(
@@ -67,7 +86,7 @@ def _check_rows(x: Array, rows: int, what: str) -> None:
 def submanifold_conv(
   x: Float[Array, "m c"],
   weight: Float[Array, "k c d"],
-  neighbors: Int32[Array, "m k"],
+  where: Level | Int32[Array, "m k"],
   *,
   implementation: str | None = None,
 ) -> Float[Array, "m d"]:
@@ -76,18 +95,37 @@ def submanifold_conv(
   Args:
     x: features of the level's voxels.
     weight: one matrix a tap.
-    neighbors: `Level.neighbors`, or a `plan.neighbor_table` of any odd size
-      and dilation.
-    implementation: as in `wsegpc_jax.kernels.gather_conv`.
+    where: a level, whose 27 neighbours are used; or a `plan.neighbor_table` of
+      any odd size and dilation.
+    implementation: "pairs" multiplies by the pairs of `Level.pairs` only; the
+      others are those of `wsegpc_jax.kernels.gather_conv`. None: pairs where
+      the level has them, otherwise the best of the others.
+
+  Raises:
+    ValueError: shapes do not agree, or the implementation is unknown or needs
+      what the level has not.
   """
-  _check_rows(x, neighbors.shape[0], "given")
-  if weight.shape[0] != neighbors.shape[1]:
+  level = where if isinstance(where, Level) else None
+  table = where if level is None else level.neighbors
+  _check_rows(x, table.shape[0], "given")
+  if weight.shape[0] != table.shape[1]:
     raise ValueError(
-      f"weight has {weight.shape[0]} taps, the table {neighbors.shape[1]}"
+      f"weight has {weight.shape[0]} taps, the table {table.shape[1]}"
     )
-  return _symmetric(
-    xla.stored_table, implementation, x, weight, neighbors, None
-  )
+  pairs = None if level is None else level.pairs
+  if implementation == "pairs" and pairs is None:
+    raise ValueError(
+      "implementation='pairs' needs a level with pairs: one of a plan built "
+      f"with pairs=True, of at least {plan_lib.MIN_ROWS_OF_PAIRS} rows"
+    )
+  if pairs is not None and implementation in (None, "pairs"):
+    if x.ndim != 2 or weight.shape[1] != x.shape[1]:
+      raise ValueError(
+        f"x must be [M, C] and weight [K, C, D], got {list(x.shape)} and "
+        f"{list(weight.shape)}"
+      )
+    return _over_pairs(x, weight, table, pairs)
+  return _symmetric(xla.stored_table, implementation, x, weight, table, None)
 
 
 def _stem_table(rows, tables):

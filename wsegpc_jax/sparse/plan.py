@@ -25,6 +25,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
 from wsegpc_jax.sparse import hashing, morton
+from wsegpc_jax.sparse import pairs as pairs_lib
+
+# Levels with fewer rows have no pairs: one dense tile is as fast there, and it
+# compiles sooner.
+MIN_ROWS_OF_PAIRS = 1024
 
 
 @flax.struct.dataclass
@@ -41,6 +46,8 @@ class Level:
       (0 for padding); None at the last level.
     children: int32 [M', 8], rows of this level, by parent and tap; None at
       the last level.
+    pairs: the entries of `neighbors` that exist, tile by tile, for
+      convolutions on a CPU; None where they are not wanted.
   """
 
   coords: Int32[Array, "m 4"]
@@ -49,6 +56,7 @@ class Level:
   parent: Int32[Array, " m"] | None = None
   octant: Int32[Array, " m"] | None = None
   children: Int32[Array, "p 8"] | None = None
+  pairs: pairs_lib.Pairs | None = None
 
   @property
   def capacity(self) -> int:
@@ -75,7 +83,7 @@ def kernel_offsets(size: int) -> Int[np.ndarray, "k 3"]:
 
 
 @functools.cache
-def _child_taps(size: int) -> tuple[np.ndarray, np.ndarray]:
+def child_taps(size: int) -> tuple[np.ndarray, np.ndarray]:
   """For an octant and a tap: the parent's neighbour and the child's octant.
 
   Returns:
@@ -111,7 +119,7 @@ def neighbors_from_parent(
     size: kernel size at the fine level.
     capacity: rows of the fine level, the value that means "none".
   """
-  tap, child = _child_taps(size)
+  tap, child = child_taps(size)
   coarse = _pad_row(parent_neighbors, parent_neighbors.shape[0])
   fine = _pad_row(children, capacity)
   neighbor = coarse[parent[:, None], jnp.asarray(tap)[octant]]
@@ -173,6 +181,7 @@ def build_plan(
   capacities: tuple[int, ...],
   *,
   is_sorted: bool = True,
+  pairs: bool | None = None,
 ) -> Plan:
   """Builds the plan of a pyramid, under jit, with static shapes.
 
@@ -182,6 +191,8 @@ def build_plan(
     capacities: rows of each level, finest first; capacities[0] = M.
     is_sorted: the valid rows are sorted by scene, then in Morton order (as
       `voxelize` returns them). Otherwise they are sorted here.
+    pairs: whether levels of MIN_ROWS_OF_PAIRS rows and more get `Level.pairs`;
+      None: on a CPU.
 
   Raises:
     ValueError: shapes and capacities do not agree.
@@ -192,6 +203,8 @@ def build_plan(
     raise ValueError(
       f"capacities[0] = {capacities[0]} but coords has {coords.shape[0]} rows"
     )
+  if pairs is None:
+    pairs = jax.default_backend() == "cpu"
   count = jnp.asarray(count, jnp.int32)
   valid = jnp.arange(coords.shape[0]) < count
   coords = jnp.where(valid[:, None], coords.astype(jnp.int32), -1)
@@ -220,4 +233,12 @@ def build_plan(
       0,
       Level(fine_coords, fine_count, neighbors, parent, octant, children),
     )
+  if pairs:
+    levels = [_with_pairs(level) for level in levels]
   return Plan(tuple(levels))
+
+
+def _with_pairs(level: Level) -> Level:
+  if level.capacity < MIN_ROWS_OF_PAIRS:
+    return level
+  return level.replace(pairs=pairs_lib.find_pairs(level.neighbors))

@@ -1,0 +1,287 @@
+"""What `benchmark_gpu.py` measures with: results, clocks, problems, tiles."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsegpc_jax.kernels.gather_conv import bench, pallas_triton, xla
+from wsegpc_jax.kernels.gather_conv.tile_table import Tile
+from wsegpc_jax.sparse.plan import neighbor_table
+
+DTYPE = {"bfloat16": jnp.bfloat16, "tf32": jnp.float32, "float32": jnp.float32}
+# ||out - ref|| / ||ref||, the reference from float32 products.
+TOLERANCE = {"bfloat16": 1e-2, "tf32": 2e-3, "float32": 1e-5}
+SHARED_MEMORY = 220 << 10  # bytes that a program may have
+XLA_TILES = (xla.TILE, 1 << 15)  # rows: as on a CPU, and as suits a GPU
+OPERATIONS = ("forward", "weight_gradient")
+
+
+@dataclasses.dataclass
+class Session:
+  """Results so far, the time left, and where both are written."""
+
+  output: Path
+  seconds: float
+  workers: int
+  began: float = dataclasses.field(default_factory=time.monotonic)
+  results: list = dataclasses.field(default_factory=list)
+  rates: dict = dataclasses.field(default_factory=dict)
+  best: dict = dataclasses.field(default_factory=dict)
+
+  def has_time(self) -> bool:
+    return time.monotonic() - self.began < self.seconds
+
+  def add(self, section: str, **row) -> None:
+    row = {"section": section} | row
+    self.results.append(row)
+    shown = {k: v for k, v in row.items() if v is not None}
+    print(*(f"{k}={v}" for k, v in shown.items()), flush=True)
+    self.write()
+
+  def write(self) -> None:
+    device = jax.devices()[0].device_kind
+    report = {
+      "device": device,
+      "jax": jax.__version__,
+      "seconds": round(time.monotonic() - self.began, 1),
+      "rates": self.rates,
+      "results": self.results,
+    }
+    tiles = [
+      {"operation": key[0], "format": key[1], "c": key[2], "d": key[3]}
+      | dataclasses.asdict(tile)
+      for key, (_, tile) in sorted(self.best.items())
+    ]
+    for name, content in (
+      ("benchmark_gpu.json", report),
+      ("tiles.json", {"device": device, "tiles": tiles}),
+    ):
+      partial = self.output / (name + ".partial")
+      partial.write_text(json.dumps(content, indent=1) + "\n")
+      os.replace(partial, self.output / name)
+
+
+def precision(fmt: str):
+  return jax.default_matmul_precision(
+    "highest" if fmt == "float32" else "default"
+  )
+
+
+def milliseconds(run, target: float = 30.0) -> float:
+  """Median time of run(), a function that only starts work on the device."""
+  jax.block_until_ready(run())
+  times, repeats = [], 3
+  for attempt in range(4):
+    start = time.perf_counter()
+    for _ in range(repeats):
+      out = run()
+    jax.block_until_ready(out)
+    times.append(1e3 * (time.perf_counter() - start) / repeats)
+    if attempt == 0:
+      repeats = max(3, min(200, int(target / max(times[0], 1e-3))))
+  return statistics.median(times[1:])
+
+
+@dataclasses.dataclass
+class Case:
+  """One convolution layer on the voxels of a synthetic surface."""
+
+  n: int
+  c: int
+  fmt: str
+  table: jax.Array
+  pairs: int
+
+  @functools.cached_property
+  def operands(self):
+    keys = jax.random.split(jax.random.key(self.c), 3)
+    shapes = (self.n, self.c), (27, self.c, self.c), (self.n, self.c)
+    return tuple(
+      jax.random.normal(k, s, DTYPE[self.fmt])
+      for k, s in zip(keys, shapes, strict=True)
+    )
+
+  @functools.cached_property
+  def expected(self):
+    """Both results from float32 products of the same operands."""
+
+    @jax.jit
+    def compute(x, weight, g, table):
+      wide = [a.astype(jnp.float32) for a in (x, weight, g)]
+      with jax.default_matmul_precision("highest"):
+        return (
+          xla.forward(wide[0], table, None, wide[1], tile=XLA_TILES[1]),
+          xla.weight_gradient(
+            wide[0], table, None, wide[2], taps=27, tile=XLA_TILES[1]
+          ),
+        )
+
+    x, weight, g = self.operands
+    out = compute(x, weight, g, self.table)
+    return dict(zip(OPERATIONS, out, strict=True))
+
+  def shares(self, operation: str, ms: float, rates: dict) -> dict:
+    """Of the floors that arithmetic and memory traffic set."""
+    flop = 2 * self.pairs * self.c * self.c
+    size = jnp.dtype(DTYPE[self.fmt]).itemsize
+    moved = 4 * 27 * self.n + 2 * size * self.n * self.c
+    moved += 27 * self.c * self.c * (size if operation == "forward" else 4)
+    shares = {"tflops": round(flop / ms / 1e9, 1)}
+    if self.fmt in rates:
+      shares["arithmetic"] = round(flop / rates[self.fmt] / ms * 1e3, 3)
+      shares["memory"] = round(moved / rates["bytes"] / ms * 1e3, 3)
+    return shares
+
+  @property
+  def repeats(self) -> int:
+    """Calls of a kernel in one program, so that starting them costs little."""
+    return max(4, min(100, int(6e8 / (self.n * self.c))))
+
+  def sample(self, operation: str, out: jax.Array) -> jax.Array:
+    """What is compared of a result: some rows, or all of a gradient."""
+    if operation == "forward":
+      return out[:: max(1, self.n // 4096)].astype(jnp.float32)
+    return out
+
+  def kernel(self, operation: str, tile: Tile):
+    """(x, weight, g, row tiles) -> sample of the last of `repeats` results."""
+    interpret = jax.default_backend() != "gpu"
+    how = {"tile": tile, "interpret": interpret}
+
+    def once(x, weight, g, row_tiles):
+      if operation == "forward":
+        return pallas_triton.of_tiles(x, row_tiles, weight, m=self.n, **how)
+      return pallas_triton.weight_gradient_of_tiles(x, row_tiles, g, **how)
+
+    # What both the kernel and the loop's dependence go through.
+    through = "number" if operation == "forward" else "rows"
+
+    def run(x, weight, g, row_tiles):
+      def body(_, carry):
+        given = dataclasses.replace(row_tiles, **{through: carry[0]})
+        found = self.sample(operation, once(x, weight, g, given))
+        # Never true, but the compiler cannot know: each call waits for the
+        # one before.
+        more = (found.max() > 1e30).astype(jnp.int32)
+        return carry[0] + more, found
+
+      first = jax.eval_shape(
+        lambda: self.sample(operation, once(x, weight, g, row_tiles))
+      )
+      carry = getattr(row_tiles, through), jnp.zeros(first.shape, first.dtype)
+      return jax.lax.fori_loop(0, self.repeats, body, carry)[1]
+
+    return run
+
+  def whole(self, operation: str, how: Tile | int):
+    """(x, weight, g, table) -> result, by XLA with tiles of `how` rows."""
+
+    def run(x, weight, g, table):
+      if isinstance(how, int):
+        if operation == "forward":
+          return xla.forward(x, table, None, weight, tile=how)
+        return xla.weight_gradient(x, table, None, g, taps=27, tile=how)
+      if operation == "forward":
+        return pallas_triton.gather_conv(x, table, weight, tile=how)
+      return pallas_triton.weight_gradient(x, table, g, tile=how)
+
+    return run
+
+
+@functools.cache
+def surface_table(n: int):
+  voxels = bench.surface(n, np.random.default_rng(0))
+  coords = jnp.asarray(np.pad(voxels, ((0, 0), (1, 0))))
+  table = jax.jit(neighbor_table)(coords, jnp.int32(n))
+  return table, int((table < n).sum())
+
+
+@functools.lru_cache(maxsize=8)
+def row_tiles(n: int, rows: int, by_mask: bool):
+  """The row tiles of `surface_table(n)`."""
+  tile = Tile(rows=rows, by_mask=by_mask)
+  build = functools.partial(pallas_triton.tiles_of, n=n, tile=tile)
+  return jax.jit(build)(surface_table(n)[0])
+
+
+def case_of(n: int, c: int, fmt: str) -> Case:
+  return Case(n, c, fmt, *surface_table(n))
+
+
+def error_of(got, expected) -> float:
+  got = got.astype(jnp.float32)
+  return float(jnp.linalg.norm(got - expected) / jnp.linalg.norm(expected))
+
+
+def candidates(operation: str, c: int, fmt: str) -> list[Tile]:
+  """Tiles worth trying, the likely first."""
+  size = jnp.dtype(DTYPE[fmt]).itemsize
+  full = max(16, min(128, 1 << (c - 1).bit_length()))
+  found = []
+  if fmt == "float32":
+    shapes = [(64, 4, 2), (32, 4, 2), (64, 8, 2), (128, 8, 2), (32, 4, 3)]
+    blocks = [(32, min(full, 64)), (16, min(full, 64)), (32, full)]
+  elif operation == "forward":
+    shapes = [
+      *((128, 8, 4), (128, 4, 4), (64, 4, 4), (128, 8, 3), (64, 4, 3)),
+      *((256, 8, 3), (128, 4, 3), (256, 8, 4), (64, 4, 6), (128, 8, 6)),
+    ]
+    blocks = [(min(full, 64), full), (full, full), (32, full)]
+    if c > 128:
+      blocks.insert(1, (64, 256))
+  else:
+    shapes = [(64, 4, 4), (128, 8, 3), (64, 8, 4), (128, 4, 3), (64, 4, 3)]
+    shapes += [(32, 4, 4), (128, 8, 4), (64, 8, 6), (64, 4, 6)]
+    blocks = [(full, full), (min(full, 64), min(full, 64))]
+    blocks += [(min(full, 64), full)]
+  for block_c, block_d in dict.fromkeys(blocks):
+    for rows, warps, stages in shapes:
+      held = (rows * (block_c + block_d) if operation != "forward" else (
+        (rows + block_d) * block_c
+      )) * size * stages  # fmt: skip
+      if held > SHARED_MEMORY:
+        continue
+      tile = Tile(rows, block_c, block_d, warps, stages)
+      found.append(tile)
+      if fmt == "tf32" and operation == "forward":
+        found.append(dataclasses.replace(tile, transposed=True))
+  # The other ways of the loop, on the two likeliest shapes.
+  for tile in found[:2]:
+    found.append(dataclasses.replace(tile, ahead=False))
+    found.append(dataclasses.replace(tile, by_mask=False))
+  return found
+
+
+def compile_all(session: Session, jobs: dict, fmt: str) -> dict:
+  """Compiled functions by name, side by side; failures are recorded."""
+
+  def compile_one(item):
+    function, arguments, _ = item
+    with precision(fmt):
+      return jax.jit(function).lower(*arguments).compile()
+
+  compiled = {}
+  with concurrent.futures.ThreadPoolExecutor(session.workers) as pool:
+    futures = {k: pool.submit(compile_one, v) for k, v in jobs.items()}
+    for name, future in futures.items():
+      try:
+        compiled[name] = future.result()
+      except Exception as error:  # the compiler's, of any type
+        message = f"{type(error).__name__}: {error}"[:400]
+        session.add("failed", name=str(name), error=message)
+  return compiled
+
+
+def short(tile: Tile) -> str:
+  flags = [f for f in ("by_mask", "ahead", "transposed") if getattr(tile, f)]
+  sizes = (tile.rows, tile.block_c, tile.block_d, tile.warps, tile.stages)
+  return "x".join(map(str, sizes)) + "".join("+" + f for f in flags)

@@ -1,0 +1,333 @@
+"""Our side of the benchmarks: layers, network and maps, compiled.
+
+  python engine.py FOLDER --threads 2
+
+answers the commands of `minkunet_torch.py` with this project's engine, from
+the same files. Imported by `benchmark.py`, too.
+"""
+
+import argparse
+import functools
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+
+if __name__ == "__main__":  # before jax counts the cores
+  _THREADS = int(sys.argv[sys.argv.index("--threads") + 1])
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:_THREADS])
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wsegpc_jax.models import initialize, minkunet
+from wsegpc_jax.sparse import conv, host_plan
+from wsegpc_jax.sparse import plan as plan_lib
+
+if __name__ == "__main__":
+  from turns import timed
+else:
+  from peers.turns import timed
+
+LR, MOMENTUM = 0.01, 0.9
+_ROUND = 256  # capacities are multiples of
+
+
+def machine() -> dict[str, str]:
+  """What the figures were measured on."""
+  name = platform.processor() or platform.machine()
+  cpuinfo = Path("/proc/cpuinfo")
+  if cpuinfo.is_file():
+    lines = cpuinfo.read_text().splitlines()
+    names = [x.split(":")[1] for x in lines if x.startswith("model name")]
+    name = names[0].strip() if names else name
+  return {
+    "processor": f"{name}, {os.cpu_count()} cores",
+    "jax": jax.__version__,
+    "python": platform.python_version(),
+  }
+
+
+def capacities(coords: np.ndarray) -> tuple[int, ...]:
+  """Just enough room for the five levels of voxels [M, 3] in Morton order."""
+  found = []
+  for level in range(5):
+    coarse = coords >> level
+    new = (coarse[1:] != coarse[:-1]).any(1)
+    found.append(-(-(int(new.sum()) + 1) // _ROUND) * _ROUND)
+  return tuple(found)
+
+
+def _padded(coords, rows):
+  padded = np.full((rows, 4), -1, np.int32)
+  padded[: len(coords)] = np.pad(coords, ((0, 0), (1, 0)))
+  return jnp.asarray(padded)
+
+
+def _rows(array, rows):
+  widths = ((0, rows - len(array)),) + ((0, 0),) * (array.ndim - 1)
+  return jnp.asarray(np.pad(array, widths))
+
+
+def _plan(coords, count, rooms):
+  return plan_lib.build_plan(coords, count, rooms)
+
+
+def map_builder(coords: np.ndarray):
+  """A function that sorts voxels [M, 3] and builds their plan."""
+  coords = np.pad(coords, ((0, 0), (1, 0))).astype(np.int32)
+  ordered = coords[host_plan.morton_order(coords)]
+  rooms = capacities(ordered[:, 1:])
+  build = jax.jit(
+    functools.partial(plan_lib.build_plan, capacities=rooms, pairs=False)
+  )
+
+  def run():
+    ordered = coords[host_plan.morton_order(coords)]
+    padded = np.full((rooms[0], 4), -1, np.int32)
+    padded[: len(ordered)] = ordered
+    return jax.block_until_ready(build(padded, np.int32(len(ordered))))
+
+  return run
+
+
+class Convolution:
+  """One submanifold layer; the plan is built before."""
+
+  def __init__(self, arrays, width: int):
+    coords = arrays["coords"]
+    self.size, rooms = len(coords), capacities(coords)
+    build = jax.jit(_plan, static_argnums=2)
+    plan = build(_padded(coords, rooms[0]), np.int32(self.size), rooms)
+    self.level = plan.levels[0]
+    self.x = _rows(arrays[f"x_{width}"], rooms[0])
+    self.cotangent = _rows(arrays[f"cotangent_{width}"], rooms[0])
+    self.weight = jnp.asarray(arrays[f"weight_{width}"])
+    self._forward = jax.jit(conv.submanifold_conv)
+
+    def both(x, weight, level, cotangent):
+      def apply(x, weight):
+        return conv.submanifold_conv(x, weight, level)
+
+      out, pull = jax.vjp(apply, x, weight)
+      return out, *pull(cotangent)
+
+    self._both = jax.jit(both)
+
+  def forward(self):
+    out = self._forward(self.x, self.weight, self.level)
+    return jax.block_until_ready(out)
+
+  def both(self):
+    args = self.x, self.weight, self.level, self.cotangent
+    return jax.block_until_ready(self._both(*args))
+
+  def outputs(self) -> dict[str, np.ndarray]:
+    out, dx, _ = (np.asarray(a) for a in self.both())
+    return {"out": out[: self.size], "dx": dx[: self.size]}
+
+
+def dense_product(rows: int, width: int):
+  """The product of 27 taps a row without their gather, tile by tile."""
+  tile = 1024
+  gathered = jnp.ones((tile, 27 * width))
+  weight = jnp.ones((27 * width, width))
+
+  @jax.jit
+  def run(gathered, weight, starts):
+    # Every tile its own factor, or one product would serve all.
+    return jax.lax.map(lambda s: (gathered.at[0, 0].set(s)) @ weight, starts)
+
+  starts = jnp.arange(-(-rows // tile), dtype=jnp.float32)
+  return lambda: jax.block_until_ready(run(gathered, weight, starts))
+
+
+class Network:
+  """MinkUNet18A with a 3^3 stem on one scene; plans are part of every run."""
+
+  def __init__(self, arrays, weights=None, *, arch: str = "18A"):
+    coords = arrays["coords"]
+    self.size, rooms = len(coords), capacities(coords)
+    self.model = minkunet.MinkUNet(arch, 20, stem_size=3)
+    self.args = (
+      _padded(coords, rooms[0]),
+      np.int32(self.size),
+      _rows(arrays["features"], rooms[0]),
+    )
+    self.label = _rows(arrays["label"], rooms[0])
+    self.rooms = rooms
+    shapes = jax.eval_shape(lambda c, n: _plan(c, n, rooms), *self.args[:2])
+    variables = weights or initialize.init_variables(
+      self.model, 0, self.args[2], shapes, train=False
+    )
+    self.variables = jax.tree.map(jnp.asarray, variables)
+    self.optimizer = optax.sgd(LR, MOMENTUM)
+    self._infer = jax.jit(self._inference)
+    self._train = jax.jit(self._step, donate_argnums=0)
+    self._state = None
+
+  def _inference(self, variables, coords, count, x):
+    plan = _plan(coords, count, self.rooms)
+    return self.model.apply(variables, x, plan, train=False)[0]
+
+  def _loss(self, params, batch_stats, coords, count, x, label):
+    plan = _plan(coords, count, self.rooms)
+    variables = {"params": params, "batch_stats": batch_stats}
+    (logits, _), new = self.model.apply(
+      variables, x, plan, train=True, mutable=["batch_stats"]
+    )
+    terms = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    loss = jnp.where(jnp.arange(len(x)) < count, terms, 0).sum() / count
+    return loss, new["batch_stats"]
+
+  def _step(self, state, *args):
+    params, batch_stats, moments = state
+    grad = jax.value_and_grad(self._loss, has_aux=True)
+    (loss, batch_stats), gradient = grad(params, batch_stats, *args)
+    updates, moments = self.optimizer.update(gradient, moments, params)
+    return (optax.apply_updates(params, updates), batch_stats, moments), loss
+
+  def infer(self):
+    return jax.block_until_ready(self._infer(self.variables, *self.args))
+
+  def logits(self) -> np.ndarray:
+    return np.asarray(self.infer())[: self.size]
+
+  def _first_state(self):
+    # A copy: the step takes its own and gives them up.
+    params, batch_stats = (
+      jax.tree.map(jnp.array, self.variables[k])
+      for k in ("params", "batch_stats")
+    )
+    return params, batch_stats, self.optimizer.init(params)
+
+  def train(self):
+    if self._state is None:
+      self._state = self._first_state()
+    state, loss = self._train(self._state, *self.args, self.label)
+    self._state = jax.block_until_ready(state)
+    return loss
+
+  def first_step(self) -> dict[str, float]:
+    """ "loss" and "grad_norm" of the step taken first."""
+    loss = self.train()
+    # The first momenta are the gradient.
+    norm = optax.tree.norm(self._state[2][0].trace)
+    return {"loss": float(loss), "grad_norm": float(norm)}
+
+  def memory(self) -> dict[str, int]:
+    """Bytes of the compiled step, and of what its backward pass keeps."""
+    state = jax.eval_shape(self._first_state)
+    args = *self.args, self.label
+    found = self._train.lower(state, *args).compile().memory_analysis()
+
+    def kept(params, batch_stats, *args):
+      run = functools.partial(self._loss, batch_stats=batch_stats)
+
+      def loss(params):
+        coords, count, x, label = args
+        return run(params, coords=coords, count=count, x=x, label=label)
+
+      return jax.vjp(loss, params, has_aux=True)[1]
+
+    traced = jax.make_jaxpr(kept)(state[0], state[1], *args)
+    inner = set(traced.jaxpr.invars)  # of the state and the batch
+    saved = [v for v in dict.fromkeys(traced.jaxpr.outvars) if v not in inner]
+    size = sum(v.aval.size * v.aval.dtype.itemsize for v in saved)
+    return {
+      "temporary": found.temp_size_in_bytes,
+      "state": sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state)),
+      "kept": size,
+    }
+
+
+def drawn(variables):
+  """Scales, biases and statistics that are not those of a start.
+
+  Those, ones and zeros, would hide a peer that leaves them out.
+  """
+  rng = np.random.default_rng(4)
+
+  def draw(path, value):
+    name, value = path[-1].key, np.asarray(value)
+    if name == "kernel":
+      return value
+    noise = 0.1 * rng.normal(size=value.shape)
+    return (np.exp(noise) * value + (name != "var") * noise).astype("f4")
+
+  return jax.tree_util.tree_map_with_path(draw, variables)
+
+
+class Program:
+  """The commands, as in `minkunet_torch.py`."""
+
+  def __init__(self, folder: Path):
+    self.folder = folder
+    self.convolutions, self._network, self._first = {}, None, True
+
+  def conv(self, width, path):
+    np.savez(path, **self._convolution(width).outputs())
+    return {}
+
+  def forward(self, width):
+    return timed(self._convolution(width).forward)
+
+  def both(self, width):
+    return timed(self._convolution(width).both)
+
+  def logits(self, path):
+    np.save(path, self.network.logits())
+    return {}
+
+  def inference(self):
+    return timed(self.network.infer)
+
+  def step(self):
+    if self._first:
+      self._first = False
+      return self.network.first_step()
+    return timed(self.network.train)
+
+  def _convolution(self, width):
+    if width not in self.convolutions:
+      with np.load(self.folder / "conv.npz") as arrays:
+        self.convolutions[width] = Convolution(arrays, int(width))
+    return self.convolutions[width]
+
+  @property
+  def network(self):
+    if self._network is None:
+      tree = {}
+      with np.load(self.folder / "weights.npz") as weights:
+        for name, value in weights.items():
+          *parts, last = name.split("/")
+          functools.reduce(lambda t, p: t.setdefault(p, {}), parts, tree)[
+            last
+          ] = value
+      with np.load(self.folder / "scene.npz") as scene:
+        self._network = Network(dict(scene), tree)
+    return self._network
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument("folder", type=Path)
+  parser.add_argument("--threads", type=int, required=True)
+  args = parser.parse_args()
+  program, answers = Program(args.folder), sys.stdout
+  sys.stdout = sys.stderr
+  print(json.dumps({"jax": jax.__version__}), file=answers, flush=True)
+  for line in sys.stdin:
+    name, *values = line.split()
+    if name not in ("conv", "forward", "both", "logits", "inference", "step"):
+      raise ValueError(f"unknown command {name!r}")
+    answer = getattr(program, name)(*values)
+    print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+  main()
