@@ -12,6 +12,7 @@ with --workdir the same is in profile_step.json there.
 """
 
 import collections
+import functools
 import itertools
 import json
 import statistics
@@ -35,7 +36,7 @@ from wsegpc_jax import (
   train,
   writers,
 )
-from wsegpc_jax.data import batching, pipeline
+from wsegpc_jax.data import pipeline
 from wsegpc_jax.methods import common
 from wsegpc_jax.models import remat
 from wsegpc_jax.sparse.plan import build_plan
@@ -111,22 +112,16 @@ class Setup:
     )
 
 
-def padding(shares, layout: batching.Layout) -> np.ndarray:
-  """Rows of a batch that hold a voxel, and all rows, of the finest level.
+def padding(setup: Setup, shares) -> np.ndarray:
+  """Rows of a batch that hold a voxel, and all rows, of each pyramid level.
 
   Returns:
-    int [2], of the student's views of all shares; a share's parts, and all
-    shares, have the bucket of the largest.
+    int [2, levels], of the student's views of all shares.
   """
-  size = layout.slots
-  parts = [
-    share[i : i + size]
-    for share in shares
-    for i in range(0, max(len(share), 1), size)
-  ]
-  bucket = max(batching.choose_bucket(part, layout) for part in parts)
-  voxels = sum(len(s.student.coords) for part in parts for s in part)
-  return np.array([voxels, len(parts) * layout.capacities(bucket).levels[0]])
+  view = setup.batch(shares).student
+  counts = [s.student.level_counts for share in shares for s in share]
+  parts = np.asarray(view.count).size
+  return np.stack([np.sum(counts, 0), parts * np.asarray(view.capacities)])
 
 
 def _median_ms(function, repeats: int) -> float:
@@ -169,85 +164,123 @@ def _one_device(function):
   )
 
 
+def branches(method, batch) -> dict:
+  """Networks of a method: {name: (method of its model, arguments)}.
+
+  Args:
+    method: WSegPC or Segmentation.
+    batch: of one device, without the axis of devices.
+  """
+  view = batch.student
+  plan = build_plan(view.coords, view.count, view.capacities)
+  if batch.images is None:
+    return {"3D": ("__call__", (view.features, plan))}
+  return {
+    "3D": ("points", (view.features, plan)),
+    "2D": ("images", (batch.images.student, batch.images.mask)),
+  }
+
+
+def _forward(method, name, *, train):
+  """Outputs of a branch as a function of its variables and arguments."""
+
+  def run(variables, *args):
+    return method.model.apply(
+      variables,
+      *args,
+      train=train,
+      method=name,
+      mutable=["batch_stats"] if train else False,
+    )
+
+  return run
+
+
+def _loss(method, name):
+  """A loss that reaches all outputs of a branch, under its checkpoints."""
+  forward = _forward(method, name, train=True)
+
+  def loss(params, stats, *args):
+    with remat.recomputed(*method.remat):
+      outputs, new = forward({"params": params, "batch_stats": stats}, *args)
+    return sum(jnp.square(x).mean(dtype=jnp.float32) for x in outputs), new
+
+  return loss
+
+
+def kept_bytes(setup: Setup, state, batch) -> int:
+  """What the student's networks keep of a part for their backward passes.
+
+  By tracing alone: parameters and plans count as well, and a compiler keeps
+  less where computing again is cheap.
+  """
+  method = setup.method
+  axes = 1 + (setup.config.train.accumulate > 1)
+  part = jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape[axes:], a.dtype), batch
+  )
+
+  def backward(params, stats, part):
+    return [
+      jax.vjp(
+        lambda params, name=name, args=args: _loss(method, name)(
+          params, stats, *args
+        ),
+        params,
+        has_aux=True,
+      )[1]
+      for name, args in branches(method, part).values()
+    ]
+
+  kept = jax.eval_shape(
+    _one_device(backward), state.params, state.batch_stats, part
+  )
+  return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(kept))
+
+
 def step_parts(setup: Setup, state, batch, *, repeats: int) -> dict[str, float]:
   """Milliseconds of the parts of a step on the device.
 
   Args:
-    setup: of method WSegPC, with one part a batch.
+    setup: with one part a batch.
     state: is not consumed.
     batch: of one device.
     repeats: calls of each program.
   """
-  method = setup.method
+  method, times = setup.method, {}
   batch = jax.tree.map(lambda a: jnp.asarray(a[0]), jax.device_get(batch))
   state = jax.tree.map(jnp.asarray, jax.device_get(state))
-  images, times = batch.images, {}
-
-  def plan_of(view):
-    return build_plan(view.coords, view.count, view.capacities)
-
-  def branch(name, train):
-    """The outputs of a branch as a function of its variables and input."""
-
-    def run(variables, *args):
-      return method.model.apply(
-        variables,
-        *args,
-        train=train,
-        method=name,
-        mutable=["batch_stats"] if train else False,
-      )
-
-    return run
-
-  def gradient(name):
-    def run(params, stats, *args):
-      def loss(params):
-        variables = {"params": params, "batch_stats": stats}
-        with remat.recomputed(*method.remat):
-          outputs, new = branch(name, True)(variables, *args)
-        return sum(jnp.square(x).mean(dtype=jnp.float32) for x in outputs), new
-
-      return jax.grad(loss, has_aux=True)(params)
-
-    return run
 
   def measure(name, function, *args):
     program = _one_device(function)
     times[name] = _median_ms(lambda: program(*args), repeats)
 
+  def plan_of(view):
+    return build_plan(view.coords, view.count, view.capacities)
+
   measure("plan, student", plan_of, batch.student)
   student = {"params": state.params, "batch_stats": state.batch_stats}
-  teacher = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
-  plan = jax.jit(plan_of)(batch.student)
-  inputs_of = {
-    "points": (batch.student.features, plan),
-    "images": (images.student, images.mask),
-  }
-  for name, args in inputs_of.items():
-    network = {"points": "3D", "images": "2D"}[name]
-    measure(f"student {network}, forward", branch(name, True), student, *args)
-    key = f"student {network}, backward"
-    measure(key, gradient(name), *student.values(), *args)
-    times[key] -= times[f"student {network}, forward"]
-  if method.weights.has_rpc:
+  for name, (called, args) in branches(method, batch).items():
+    forward, backward = (f"student {name}, {x}ward" for x in ("for", "back"))
+    measure(forward, _forward(method, called, train=True), student, *args)
+    gradient = jax.grad(_loss(method, called), has_aux=True)
+    measure(backward, gradient, *student.values(), *args)
+    times[backward] -= times[forward]
+  if batch.teacher is not None and method.weights.has_rpc:
     measure("plan, teacher", plan_of, batch.teacher)
-    args = batch.teacher.features, jax.jit(plan_of)(batch.teacher)
-    measure("teacher 3D", branch("points", False), teacher, *args)
-    args = images.teacher, images.mask
-    measure("teacher 2D", branch("images", False), teacher, *args)
-  measure(
-    "optimiser",
-    lambda state: common.apply_gradients(
-      method.optimizer, state, state.params, state.batch_stats
-    ),
-    state,
-  )
-  measure(
-    "moving average",
-    lambda state: common.update_teacher(state, method.ema_keep),
-    state,
-  )
+    view = batch.replace(
+      student=batch.teacher,
+      images=batch.images.replace(student=batch.images.teacher),
+    )
+    teacher = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
+    for name, (called, args) in branches(method, view).items():
+      run = _forward(method, called, train=False)
+      measure(f"teacher {name}, forward", run, teacher, *args)
+  update = functools.partial(common.apply_gradients, method.optimizer)
+  measure("optimiser", update, state, state.params, state.batch_stats)
+  if state.ema_params is not None:
+    keep = method.ema_keep
+    measure("moving average", lambda s: common.update_teacher(s, keep), state)
   return times
 
 
@@ -319,16 +352,23 @@ def overlap(setup: Setup, state, steps: int) -> dict[str, float]:
 
 
 def padding_of_an_epoch(setup: Setup) -> dict[str, float]:
-  """The share of rows without a voxel, and the steps of each bucket."""
-  rows, buckets = np.zeros(2, int), collections.Counter()
+  """Shares of rows without a voxel, and how many batches have how many rows.
+
+  Returns:
+    "share" of the finest level, "levels": of every one, "steps",
+    "batches_by_rows" of the finest level.
+  """
+  rows, buckets = 0, collections.Counter()
   steps = setup.schedule.steps_per_epoch
   threads = max(setup.config.data.threads, 1)
   for shares in setup.samples(steps, threads=threads):
-    batch_rows = padding(shares, setup.layout)
-    rows += batch_rows
-    buckets[int(batch_rows[1])] += 1
+    batch_rows = padding(setup, shares)
+    rows = rows + batch_rows
+    buckets[int(batch_rows[1, 0])] += 1
+  levels = [float(1 - held / room) for held, room in rows.T]
   return {
-    "share": float(1 - rows[0] / rows[1]),
+    "share": levels[0],
+    "levels": levels,
     "steps": steps,
     "batches_by_rows": dict(sorted(buckets.items())),
   }
@@ -343,7 +383,9 @@ def memory_of_variants(config, shares) -> dict[str, dict[str, int]]:
     if variant.train.accumulate > variant.train.batch_size:
       continue
     setup = Setup(variant)
-    _, out[name] = compile_step(setup, setup.state(), setup.batch(shares))
+    state, batch = setup.state(), setup.batch(shares)
+    _, out[name] = compile_step(setup, state, batch)
+    out[name]["kept"] = kept_bytes(setup, state, batch)
   return out
 
 
@@ -359,20 +401,18 @@ def measure(config, *, steps: int, memory: bool) -> dict:
   state = setup.state()
   shares = next(setup.samples(1, threads=0))
   batch = setup.batch(shares)
+  held, room = padding(setup, shares)
   result = {
     "device": jax.devices()[0].device_kind,
-    "rows": setup.layout.capacities(
-      max(batching.choose_bucket(share, setup.layout) for share in shares)
-    ).levels[0]
-    if config.train.accumulate == 1
-    else None,
-    "voxels": int(padding(shares, setup.layout)[0]),
+    "voxels": int(held[0]),
+    "rows": int(room[0]),
   }
   result["compile_seconds"], result["memory"] = compile_step(
     setup, state, batch
   )
   result["host_ms"] = host_parts(setup, steps)
-  if config.method == "wsegpc" and config.train.accumulate == 1:
+  result["memory"]["kept"] = kept_bytes(setup, state, batch)
+  if config.train.accumulate == 1:
     result["parts_ms"] = step_parts(setup, state, batch, repeats=steps)
   result["steps"] = overlap(setup, state, steps)
   result["padding"] = padding_of_an_epoch(setup)
@@ -384,7 +424,9 @@ def measure(config, *, steps: int, memory: bool) -> dict:
 def print_table(result: dict) -> None:
   """The figures for people."""
   whole = result["steps"]["cached_ms"]
-  print(f"{result['voxels']} voxels a batch on {result['device']}")
+  print(
+    f"{result['voxels']} voxels in {result['rows']} rows, {result['device']}"
+  )
   rows = [(name, ms) for name, ms in result.get("parts_ms", {}).items()]
   if rows:
     rows.append(("losses and the rest", whole - sum(ms for _, ms in rows)))
@@ -396,8 +438,8 @@ def print_table(result: dict) -> None:
   print("a batch in one thread:")
   for name, ms in result["host_ms"].items():
     print(f"  {name:<28}{ms:10.1f} ms{100 * ms / whole:7.1f} %")
-  share = result["padding"]
-  print(f"padding of an epoch: {100 * share['share']:.1f} % of the rows")
+  shares = ", ".join(f"{100 * x:.1f}" for x in result["padding"]["levels"])
+  print(f"padding of an epoch, % of the rows of each level: {shares}")
   seconds = result["compile_seconds"]
   for name in ("trace", "lower", "compile"):
     print(

@@ -1,7 +1,10 @@
 """A whole run traces at most one program a bucket, in training and scoring."""
 
 import collections
+import subprocess
+import sys
 
+import program_runs
 import pytest
 
 from wsegpc_jax import defaults, train
@@ -55,3 +58,29 @@ def test_programs_are_at_most_as_many_as_buckets(config, tmp_path, monkeypatch):
     assert traced == buckets, kind
     assert len(buckets) > 1, f"{kind}: one bucket proves nothing"
   assert set(traces.values()) == {1}, traces
+
+
+# Stands in for the training program, which would compile for a while.
+_PROGRAM = """
+import jax
+from absl import app
+from wsegpc_jax import main, train
+train.train = lambda *args, **kwargs: print(jax.config.jax_compilation_cache_dir)
+app.run(main.main, flags_parser=main._parse)
+"""
+
+
+def test_compiled_programs_are_kept_in_the_working_directory(tmp_path):
+  env = program_runs.environment()
+  env.pop("JAX_COMPILATION_CACHE_DIR", None)
+  flags = program_runs.command(
+    f"{program_runs.CONFIGS}/tiny_seg.py", tmp_path / "run"
+  )[3:]
+  done = subprocess.run(
+    [sys.executable, "-c", _PROGRAM, *flags],
+    env=env,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.strip() == str(tmp_path / "run" / "compiled")

@@ -264,7 +264,7 @@ def get_synthetic(variant: str = "") -> ConfigDict:
   config = get_defaults()
   data, train = config.data, config.train
   data.root = "data/synthetic_rooms"
-  data.synthetic.train, data.synthetic.val = 96, 16
+  data.synthetic.train, data.synthetic.val = 80, 20
   data.voxel_size = 0.14
   data.image_size = data.synthetic.image_size = (60, 80)
   data.num_views = 4
@@ -279,9 +279,9 @@ def get_synthetic(variant: str = "") -> ConfigDict:
   config.model.image_weights = "data/synthetic_image/r18_w16.safetensors"
   config.loss.cam_warmup = config.loss.cmg_warmup = 30
   config.loss.rpc_warmup = 30
-  config.ema_keep = 0.99
+  config.ema_keep = 0.98
   train.lr = 0.2
-  train.total_steps = 700
+  train.total_steps = 250
   train.log_every = 10
   # Nothing is selected by looking at the held-out rooms.
   train.eval_every = -1
@@ -292,7 +292,7 @@ def get_synthetic(variant: str = "") -> ConfigDict:
     data.synthetic.train, data.synthetic.val = 40, 8
     # One bucket: one program to compile.
     data.smallest_bucket = data.largest_bucket = 16_000
-    train.total_steps = 250
+    train.total_steps = 150
     config.ema_keep = 0.98
   elif variant == "gpu":
     data.root = "data/synthetic_gpu"

@@ -40,14 +40,20 @@ def config(tmp_path, monkeypatch):
 def test_padding_is_what_the_batches_hold(script, config, parts):
   config.train.accumulate = parts
   setup = script.Setup(config)
-  voxels = rows = 0
+  voxels, rows = np.zeros(5, int), 0
   for shares in setup.samples(setup.schedule.steps_per_epoch, threads=0):
     coords = np.asarray(setup.batch(shares).student.coords)
     rows += coords[..., 0].size
-    voxels += (coords[..., 0] >= 0).sum()
+    for part in coords.reshape(-1, *coords.shape[-2:]):
+      part = part[part[:, 0] >= 0]
+      for level in range(5):
+        voxels[level] += len(np.unique(part >> [0, *[level] * 3], axis=0))
   result = script.padding_of_an_epoch(setup)
-  assert result["share"] == pytest.approx(1 - voxels / rows)
+  assert result["share"] == pytest.approx(1 - voxels[0] / rows)
   assert 0 < result["share"] < 0.5
+  # The coarser levels of a bucket are the finest one's by ratios, rounded up.
+  room = rows * np.array(setup.layout.level_ratios)
+  np.testing.assert_allclose(result["levels"], 1 - voxels / room, atol=0.02)
   batches = result["batches_by_rows"]
   assert sum(batches.values()) == result["steps"] == 8
   assert sum(n * k for n, k in batches.items()) == rows
