@@ -19,5 +19,5 @@ def get_config(variant: str = ""):
   config.model.image_weights = ""  # those of stage 1
   config.loss.rpc_3d = config.loss.rpc_2d = 1.0
   config.loss.cam_warmup = config.loss.cmg_warmup = 1
-  config.train.lr /= 8
+  config.train.lr /= 3
   return config

@@ -6,6 +6,7 @@ of Triton that every kernel keeps (block sides are powers of two, at least 16
 where they meet in a product; ragged edges are masked).
 """
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 
@@ -82,6 +83,51 @@ def block(size: int, largest: int, smallest: int = 16) -> int:
   return max(smallest, min(largest, 1 << max(size - 1, 0).bit_length()))
 
 
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+  """An axis in `count` blocks, each of pieces whose widths are powers of two.
+
+  Attributes:
+    size: of the axis.
+    widths: of the pieces of a block; one piece if there are several blocks.
+    count: blocks.
+  """
+
+  size: int
+  widths: tuple[int, ...]
+  count: int
+
+  def at(self, index) -> list[tuple[Array, Array | None]]:
+    """(positions, which exist or None if all do) of each piece of a block."""
+    pieces, start = [], 0
+    whole = self.count * sum(self.widths) <= self.size
+    for width in self.widths:
+      place = start + jnp.arange(width, dtype=jnp.int32)
+      if self.count > 1:
+        place = index * width + place
+      start += width
+      exists = whole or (self.count == 1 and start <= self.size)
+      pieces.append((place, None if exists else place < self.size))
+    return pieces
+
+
+def blocks(size: int, largest: int, *, unpadded: bool = False) -> Blocks:
+  """Cuts an axis into blocks of at most `largest`, a power of two.
+
+  Args:
+    size: of the axis.
+    largest: an axis that has no more is one block.
+    unpadded: an axis of at most 128 that is no power of two is one block of
+      several pieces, as 96 = 64 + 32, instead of a block that is too wide.
+  """
+  if unpadded and size <= 128:
+    units = -(-size // 16)
+    bits = range(units.bit_length() - 1, -1, -1)
+    return Blocks(size, tuple(16 << b for b in bits if units >> b & 1), 1)
+  width = block(size, largest)
+  return Blocks(size, (width,), -(-size // width))
+
+
 def block_range(index, size: int) -> Array:
   """The positions of block `index`, int32 [size]."""
   return index * size + jnp.arange(size, dtype=jnp.int32)
@@ -101,9 +147,9 @@ def mask_of(rows: Array | None, columns: Array | None) -> Array | None:
   return columns[None] if rows is None else rows[:, None] & columns[None]
 
 
-def load(ref, rows: Array, columns: Array, live=None) -> Array:
-  """ref[rows, columns] where `live` and the column exist, else zero."""
-  mask = mask_of(live, inside(columns, ref.shape[-1]))
+def load(ref, rows: Array, columns: Array, live=None, exists=None) -> Array:
+  """ref[rows, columns] where the row is live and the column exists, else 0."""
+  mask = mask_of(live, exists)
   if mask is None:
     return plgpu.load(ref.at[rows[:, None], columns[None]])
   shape = (rows.shape[0], columns.shape[0])
@@ -114,9 +160,9 @@ def load(ref, rows: Array, columns: Array, live=None) -> Array:
   )
 
 
-def store(ref, rows: Array, columns: Array, value: Array, live=None) -> None:
-  """ref[rows, columns] = value where `live` and the column exist."""
-  mask = mask_of(live, inside(columns, ref.shape[-1]))
+def store(ref, rows, columns, value: Array, live=None, exists=None) -> None:
+  """ref[rows, columns] = value where the row is live and the column exists."""
+  mask = mask_of(live, exists)
   if mask is not None:
     mask = jnp.broadcast_to(mask, value.shape)
   plgpu.store(ref.at[rows[:, None], columns[None]], value, mask=mask)

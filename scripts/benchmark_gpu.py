@@ -3,16 +3,20 @@
     python scripts/benchmark_gpu.py --output=FOLDER [--seconds=N]
 
 Checks every variant of a kernel before timing it, then prints a table and
-keeps FOLDER/benchmark_gpu.json up to date. Sections, in order of importance:
+keeps FOLDER/benchmark_gpu.json up to date. Sections, in the order they run:
 
     floors    measured rates of copying and of matrix products
     tune      tiles of the convolution, by channels and number format; the
               fastest go to FOLDER/tiles.json, which is what
               kernels/gather_conv/tiles.json holds
-    table     all sizes with the fastest tile, XLA and (with torch) the peer
+    peer      with torch, the peer on the same numbers
+    table     all sizes with the fastest tile, XLA and the peer
     parts     building row tiles, the strided pair, segment reductions
-    train     a training step of MinkUNet18A on 4 x 120,000 voxels
+    train     a training step of MinkUNet18A on 4 x 120,000 voxels in bfloat16,
+              with the fastest tiles; compiling it takes minutes
 
+With `--output=OTHER --sections train --tiles=FOLDER/tiles.json` the last runs
+by itself.
 Whatever fails is recorded with its message, and the rest goes on; no case is
 begun after --seconds. A time is the median of several runs of many calls that
 wait for each other on the device only.
@@ -30,7 +34,6 @@ from benchmark_gpu_cases import (
   DTYPE,
   OPERATIONS,
   TOLERANCE,
-  XLA_TILES,
   Case,
   Session,
   candidates,
@@ -43,22 +46,31 @@ from benchmark_gpu_cases import (
   short,
 )
 
+from wsegpc_jax.kernels.gather_conv import row_tiles as row_tiles_lib
 from wsegpc_jax.kernels.gather_conv import tile_table as tiles_lib
+from wsegpc_jax.kernels.gather_conv import xla
 
 
-def tune(session: Session, case: Case, limit: int) -> None:
-  """Times tiles of both operations on built row tiles, and XLA's two."""
+def tune(session: Session, case: Case, limit: int, blocks: list[int]) -> None:
+  """Times tiles of both operations on built row tiles, and XLA."""
   jobs = {}
   for operation in OPERATIONS:
-    for tile in candidates(operation, case.c, case.fmt)[:limit]:
+    tiles = candidates(operation, case.c, case.fmt)[:limit]
+    for tile in tiles:
       jobs[operation, "pallas", tile] = kernel_job(case, operation, tile)
-    for rows in XLA_TILES:
-      jobs[operation, "xla", rows] = whole_job(case, operation, rows)
+    for block in blocks:
+      by = f"pallas, block {block}"
+      jobs[operation, by, tiles[0]] = kernel_job(
+        case, operation, tiles[0], block
+      )
+    jobs[operation, "xla", xla.GPU_TILE] = whole_job(
+      case, operation, xla.GPU_TILE
+    )
   measure(session, "tune", case, jobs)
 
 
-def kernel_job(case: Case, operation: str, tile: tiles_lib.Tile):
-  built = row_tiles(case.n, tile.rows, tile.by_mask)
+def kernel_job(case: Case, operation, tile, block=row_tiles_lib.SORT_BLOCK):
+  built = row_tiles(case.n, tile.rows, tile.by_mask, block)
   return case.kernel(operation, tile), (*case.operands, built), case.repeats
 
 
@@ -113,8 +125,9 @@ def table(session: Session, case: Case) -> None:
     tile = best[1] if best else tile
     jobs[operation, "pallas", tile] = kernel_job(case, operation, tile)
     jobs[operation, "pallas+tiles", tile] = whole_job(case, operation, tile)
-    for rows in XLA_TILES:
-      jobs[operation, "xla", rows] = whole_job(case, operation, rows)
+    jobs[operation, "xla", xla.GPU_TILE] = whole_job(
+      case, operation, xla.GPU_TILE
+    )
   measure(session, "table", case, jobs)
 
 
@@ -144,8 +157,9 @@ def main(argv: list[str] | None = None) -> None:
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   sections = ("floors", "tune", "peer", "table", "parts", "train")
+  kinds = ("pallas", "xla")
   parser.add_argument("--output", default=os.environ.get("OUT", "."))
-  parser.add_argument("--seconds", type=float, default=160)
+  parser.add_argument("--seconds", type=float, default=3600)
   parser.add_argument("--sections", nargs="+", choices=sections,
                       default=sections)  # fmt: skip
   parser.add_argument("--rows", type=int, default=1_000_000, help="to tune on")
@@ -159,29 +173,32 @@ def main(argv: list[str] | None = None) -> None:
                       help="variants of the first shape")  # fmt: skip
   parser.add_argument("--others", type=int, default=8,
                       help="variants of every other shape")  # fmt: skip
+  parser.add_argument("--sort-blocks", type=int, nargs="*", default=[],
+                      help="of the first shape, also sorted so")  # fmt: skip
   parser.add_argument("--peer-channels", type=int, nargs="*",
                       default=[64, 128])  # fmt: skip
   parser.add_argument("--peer-formats", nargs="*", choices=tuple(DTYPE),
                       default=["bfloat16", "tf32"])  # fmt: skip
-  parser.add_argument("--train-voxels", type=int, default=120_000)
+  parser.add_argument("--train-voxels", type=int, default=120_000,
+                      help="of each scene")  # fmt: skip
+  parser.add_argument("--train-by", nargs="+", choices=kinds, default=kinds)
   parser.add_argument("--tiles", help="start from the tiles of this file")
   args = parser.parse_args(argv)
   output = Path(args.output)
   output.mkdir(parents=True, exist_ok=True)
   session = Session(output, args.seconds, min(14, os.cpu_count() or 1))
   if args.tiles:
-    table_ = tiles_lib.parse(Path(args.tiles).read_text(), args.tiles)
-    session.best = {k: (float("inf"), t) for k, t in table_.items()}
+    try:
+      given = tiles_lib.parse(Path(args.tiles).read_text(), args.tiles)
+    except (OSError, ValueError) as error:
+      parser.error(str(error))
+    session.best = {key: (float("inf"), tile) for key, tile in given.items()}
   print(jax.devices()[0].device_kind, "jax", jax.__version__)
 
   shapes = [(c, fmt) for fmt in args.formats for c in args.channels]
-  shapes.sort(key=lambda s: args.channels.index(s[0]) > 1)
-
-  peer_shapes = [
-    (c, fmt)
-    for c, fmt in shapes
-    if c in args.peer_channels and fmt in args.peer_formats
-  ]
+  peer_shapes = {
+    (c, fmt) for c in args.peer_channels for fmt in args.peer_formats
+  }
 
   def attempt(name, function, *arguments):
     if not session.has_time():
@@ -205,13 +222,12 @@ def main(argv: list[str] | None = None) -> None:
       case = case_of(args.rows, c, fmt)
     if "tune" in args.sections:
       limit = args.first if i == 0 else args.others
-      attempt(f"tune {c} {fmt}", tune, session, case, limit)
+      blocks = [] if i else args.sort_blocks
+      attempt(f"tune {c} {fmt}", tune, session, case, limit, blocks)
     if "peer" in args.sections and (c, fmt) in peer_shapes:
       attempt(f"peer {c} {fmt}", parts_lib.peer, session, case)
-  if "train" in args.sections:
-    attempt("train", parts_lib.train, session, args.train_voxels)
-  if "parts" in args.sections:
-    attempt("parts", parts_lib.parts, session, args.rows)
+  # What follows takes the tiles just found.
+  tiles_lib.use({key: tile for key, (_, tile) in session.best.items()})
   if "table" in args.sections:
     for n in args.table_rows:
       for c, fmt in shapes:
@@ -223,6 +239,11 @@ def main(argv: list[str] | None = None) -> None:
         attempt(name, table, session, case)
         if "peer" in args.sections and (c, fmt) in peer_shapes:
           attempt("peer of " + name, parts_lib.peer, session, case)
+  if "parts" in args.sections:
+    attempt("parts", parts_lib.parts, session, args.rows)
+  if "train" in args.sections:
+    attempt("train", parts_lib.train, session, args.train_voxels,
+            args.train_by)  # fmt: skip
   session.write()
   print(summary(session))
 

@@ -1,5 +1,6 @@
 """The sections of `benchmark_gpu.py` beside the convolution itself."""
 
+import concurrent.futures
 import functools
 import statistics
 import sys
@@ -21,8 +22,9 @@ from benchmark_gpu_cases import (
 )
 
 from wsegpc_jax.kernels import segment_sum, strided_conv
-from wsegpc_jax.kernels.gather_conv import bench, pallas_triton
-from wsegpc_jax.kernels.gather_conv.tile_table import Tile
+from wsegpc_jax.kernels.gather_conv import bench
+from wsegpc_jax.kernels.gather_conv.row_tiles import row_tiles
+from wsegpc_jax.sparse import pool
 from wsegpc_jax.sparse.plan import build_plan
 
 
@@ -82,29 +84,44 @@ def parts(session: Session, n: int) -> None:
   """Row tiles, the strided pair and segment reductions."""
   table_, _ = surface_table(n)
   for by_mask in (False, True):
-    build = jax.jit(
-      functools.partial(
-        pallas_triton.tiles_of, n=n, tile=Tile(rows=128, by_mask=by_mask)
-      )
-    )
+    build = jax.jit(functools.partial(row_tiles, n=n, by_mask=by_mask))
     ms = milliseconds(lambda: build(table_))  # noqa: B023
     session.add("parts", what="row_tiles", n=n, by_mask=by_mask, ms=ms)
   voxels = bench.surface(n, np.random.default_rng(0))
   coords = jnp.asarray(np.pad(voxels, ((0, 0), (1, 0))))
   p = len(np.unique(voxels >> 1, axis=0))
-  plan = jax.jit(build_plan, static_argnums=2)(coords, jnp.int32(n), (n, p))
+  for tiles in (False, True):
+    build = jax.jit(
+      functools.partial(build_plan, capacities=(n, p), tiles=tiles)
+    )
+    plan = build(coords, jnp.int32(n))
+    ms = milliseconds(lambda: build(coords, jnp.int32(n)))  # noqa: B023
+    session.add("parts", what="plan", n=n, p=p, tiles=tiles, ms=ms)
   fine, keys = plan.levels[0], jax.random.split(jax.random.key(0), 3)
+  children_tiles = fine.tiles.children
   for c, dtype in ((64, jnp.bfloat16), (64, jnp.float32)):
     x = jax.random.normal(keys[0], (n, c), dtype)
     y = jax.random.normal(keys[1], (p, c), dtype)
     weight = jax.random.normal(keys[2], (8, c, c), dtype)
+    run = jax.jit(pool.mean_pool)
+    ms = milliseconds(lambda: run(x, fine))  # noqa: B023
+    session.add(
+      "parts", what="mean of voxels", n=n, s=p, c=c, by="gathers of children",
+      dtype=str(x.dtype), ms=round(ms, 4),
+    )  # fmt: skip
     for implementation in ("xla", "pallas"):
       if not session.has_time():
         return
       how = {"implementation": implementation}
-      down = functools.partial(strided_conv.strided_conv, **how)
-      up = functools.partial(strided_conv.transposed_conv, **how)
-      wide = functools.partial(strided_conv.transposed_backward, **how)
+      down = functools.partial(
+        strided_conv.strided_conv, tiles=children_tiles, **how
+      )
+      up = functools.partial(
+        strided_conv.transposed_conv, tiles=fine.tiles.octants, **how
+      )
+      wide = functools.partial(
+        strided_conv.transposed_backward, children_tiles=children_tiles, **how
+      )
       for what, run, arguments in (
         ("strided", down, (x, fine.children, weight)),
         ("transposed", up, (y, fine.parent, fine.octant, weight)),
@@ -134,9 +151,18 @@ def parts(session: Session, n: int) -> None:
 
 
 def train(
-  session: Session, voxels: int, dtype=jnp.bfloat16, arch: str = "18A"
+  session: Session,
+  voxels: int,
+  implementations: list[str],
+  *,
+  dtype=jnp.bfloat16,
+  arch: str = "18A",
 ) -> None:
-  """A step on four scenes: plan, forward, backward, SGD."""
+  """A step on four scenes: plan, forward, backward, SGD.
+
+  All are compiled before any is timed, at once, which takes minutes; each
+  writes a row when it is.
+  """
   import optax
 
   from wsegpc_jax.models.minkunet import MinkUNet
@@ -157,19 +183,33 @@ def train(
   labels = jax.random.randint(keys[1], (n,), 0, 20)
   optimizer = optax.sgd(0.1, momentum=0.9)
   count = jnp.int32(n)
-  make_plan = jax.jit(build_plan, static_argnums=2)
-  plan = make_plan(jnp.asarray(coords), count, capacities)
-  ms = milliseconds(lambda: make_plan(jnp.asarray(coords), count, capacities))
-  session.add("train", what="plan", n=n, levels=str(capacities), ms=ms)
+  coords = jnp.asarray(coords)
+  levels = str(capacities)
+  for tiles in (False, True):
+    make_plan = jax.jit(
+      functools.partial(build_plan, capacities=capacities, tiles=tiles)
+    )
+    ms = milliseconds(lambda: make_plan(coords, count))  # noqa: B023
+    session.add(
+      "train", what="plan", n=n, levels=levels, tiles=tiles, ms=round(ms, 2)
+    )
 
-  for implementation in ("pallas", "xla"):
-    if not session.has_time():
-      return
+  @jax.jit
+  def init(key, features, coords):
+    plan = build_plan(coords, jnp.int32(64), (64,) * 5)
+    first = MinkUNet(arch, 20, dtype=dtype, implementation="xla")
+    return first.init(key, features, plan, train=True)
+
+  variables = init(jax.random.key(0), features[:64], coords[:64])
+
+  def step_by(implementation):
     net = MinkUNet(arch, 20, dtype=dtype, implementation=implementation)
 
-    def step(state, coords, features, labels, net=net):
+    def step(state, coords, features, labels):
       variables, momenta = state
-      plan = build_plan(coords, count, capacities)
+      plan = build_plan(
+        coords, count, capacities, implementation=implementation
+      )
 
       def loss(params):
         given = {**variables, "params": params}
@@ -186,29 +226,35 @@ def train(
       params = optax.apply_updates(variables["params"], updates)
       return ({**new, "params": params}, momenta), value
 
-    small = build_plan(jnp.asarray(coords[:64]), jnp.int32(64), (64,) * 5)
-    first = MinkUNet(arch, 20, dtype=dtype, implementation="xla")
-    variables = jax.jit(functools.partial(first.init, train=True))(
-      jax.random.key(0), features[:64], small
-    )
-    state = (variables, optimizer.init(variables["params"]))
+    return jax.jit(step, donate_argnums=0)
+
+  def new_state():
+    own = jax.tree.map(jnp.copy, variables)
+    return own, optimizer.init(own["params"])
+
+  def compiled(implementation):
     began = time.monotonic()
-    run = (
-      jax.jit(step, donate_argnums=0)
-      .lower(state, coords, features, labels)
-      .compile()
+    arguments = new_state(), coords, features, labels
+    run = step_by(implementation).lower(*arguments).compile()
+    session.add(
+      "train",
+      what="compile",
+      by=implementation,
+      seconds=round(time.monotonic() - began, 1),
     )
-    seconds = time.monotonic() - began
-    memory = run.memory_analysis()
+    return run
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    found = list(pool.map(compiled, implementations))
+  for implementation, run in zip(implementations, found, strict=True):
+    memory, state = run.memory_analysis(), new_state()
     losses, times = [], []
-    coords_, count_ = jnp.asarray(coords), 12
-    for i in range(count_):
+    for _ in range(12):
       start = time.perf_counter()
-      state, value = run(state, coords_, features, labels)
+      state, value = run(state, coords, features, labels)
       losses.append(float(value))
-      if i > 1:
-        times.append(1e3 * (time.perf_counter() - start))
-    ms = statistics.median(times)
+      times.append(1e3 * (time.perf_counter() - start))
+    ms = statistics.median(times[2:])
     session.add(
       "train",
       what="step",
@@ -217,11 +263,9 @@ def train(
       dtype=str(jnp.dtype(dtype)),
       ms=round(ms, 2),
       voxels_per_second=round(n / ms * 1e3),
-      compile_seconds=round(seconds, 1),
       temporary_gib=round(memory.temp_size_in_bytes / 2**30, 2)
       if memory
       else None,
       first_loss=losses[0],
       last_loss=losses[-1],
     )
-  del plan

@@ -188,18 +188,14 @@ def export(folder: Path, tasks: list[str]) -> None:
 
 def start(python: str, folder: Path, name: str, threads: int):
   """The program of a side, on as many cores as it has threads."""
-  cores = set(sorted(os.sched_getaffinity(0))[:threads])
   command = [sys.executable, OURS] if name == "ours" else [python, THEIRS]
   command += [folder, "--threads", threads]
   if name != "ours":
     command += ["--layers", name]
   environment = os.environ | MEMORY | {"OMP_NUM_THREADS": str(threads)}
-  return start_peer(
-    command,
-    f"{name}@{threads}",
-    env=environment,
-    preexec_fn=lambda: os.sched_setaffinity(0, cores),
-  )
+  # The program itself takes its cores: a hook before exec would need a fork,
+  # which jax's threads do not survive.
+  return start_peer(command, f"{name}@{threads}", env=environment)
 
 
 def answers(peer: Peer, name: str, tasks: list[str], folder: Path) -> dict:

@@ -45,7 +45,9 @@ class Pretend:
     self.calls, self.stop_at = [], stop_at
 
   def programs(self) -> run.Programs:
-    return run.Programs(self._train, self._score, self._pretrain)
+    return run.Programs(
+      self._train, self._score, self._pretrain, forget=lambda: None
+    )
 
   def _note(self, program, config, workdir):
     self.calls.append((program, config.seed, Path(workdir).name))

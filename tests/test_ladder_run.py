@@ -100,7 +100,7 @@ def test_other_settings_are_refused(root, tmp_path):
   assert not other.programs.train.__self__.calls
   with pytest.raises(DataError) as error:
     go(ladder(**{"train.lr": 0.123}), (0,), ("rpc",))
-  assert "train.lr was 0.2 and is now 0.123" in str(error.value)
+  assert "train.lr was 0.003 and is now 0.123" in str(error.value)
   assert "remove it" in str(error.value)
 
 

@@ -46,6 +46,7 @@ def check_config(config: ConfigDict) -> None:
       f"'clustering'; with {config.method!r} expected one of "
       f"{', '.join(minkunet.ARCHITECTURES)}"
     )
+  expect("train.optimizer", config.train.optimizer, ("sgd", "adamw"))
   expect("train.schedule", config.train.schedule, ("polynomial", "cosine"))
   expect(
     "cluster.feature_source",

@@ -152,6 +152,9 @@ def get_defaults() -> ConfigDict:
       ),
       ema_keep=0.999,
       train=dict(
+        # "sgd", or "adamw" (without `momentum`), which schedules of a few hundred
+        # steps need.
+        optimizer="sgd",
         lr=0.1,
         # "polynomial" (with `power`), or "cosine" with Nesterov's momentum.
         schedule="polynomial",
@@ -280,8 +283,8 @@ def get_synthetic(variant: str = "") -> ConfigDict:
   config.loss.cam_warmup = config.loss.cmg_warmup = 30
   config.loss.rpc_warmup = 30
   config.ema_keep = 0.98
-  train.lr = 0.2
-  train.total_steps = 250
+  train.optimizer, train.lr = "adamw", 0.003
+  train.total_steps = 400
   train.log_every = 10
   # Nothing is selected by looking at the held-out rooms.
   train.eval_every = -1
@@ -289,11 +292,10 @@ def get_synthetic(variant: str = "") -> ConfigDict:
   config.init_checkpoint = config.eval.checkpoint = "latest"
   if variant == "demo":
     data.root = "data/synthetic_demo"
-    data.synthetic.train, data.synthetic.val = 40, 8
+    data.synthetic.train, data.synthetic.val = 60, 10
     # One bucket: one program to compile.
     data.smallest_bucket = data.largest_bucket = 16_000
-    train.total_steps = 150
-    config.ema_keep = 0.98
+    train.total_steps = 250
   elif variant == "gpu":
     data.root = "data/synthetic_gpu"
     data.synthetic.train, data.synthetic.val = 100, 24

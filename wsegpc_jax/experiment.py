@@ -168,6 +168,9 @@ def learning_rate(
 
 def _optimizer(config, steps) -> optax.GradientTransformation:
   train = config.train
+  if train.optimizer == "adamw":
+    rate = learning_rate(config, steps)
+    return common.adamw(rate, weight_decay=train.weight_decay)
   shared = dict(momentum=train.momentum, weight_decay=train.weight_decay)
   if train.schedule == "cosine":
     return common.cosine_sgd(

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -15,6 +16,11 @@ except ImportError:  # Windows: runs are not kept apart there
 from wsegpc_jax.types import DataError
 
 _LOCK = ".lock"
+
+# Held where several threads read files of numpy: it parses headers as Python
+# literals, which CPython 3.11 fails at now and then in two threads at once
+# ("AST constructor recursion depth mismatch", python/cpython#106905).
+NUMPY_READING = threading.RLock()
 
 
 def write_error(path: str | os.PathLike, error: OSError) -> OSError:

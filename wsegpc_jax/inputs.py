@@ -20,6 +20,7 @@ from wsegpc_jax.data import (
 from wsegpc_jax.data.dataset import Dataset
 from wsegpc_jax.data.lidar_samples import LidarSettings
 from wsegpc_jax.data.samples import Sample, SampleSettings
+from wsegpc_jax.files import NUMPY_READING
 from wsegpc_jax.sparse.voxelize import Voxels, voxelize
 from wsegpc_jax.types import DataError, Frame, Scene
 
@@ -295,7 +296,7 @@ def read_labels(folder: Path, scene: Scene, num_classes: int) -> np.ndarray:
   if not path.is_file():
     raise DataError(f"{path} not found, expected the scene's pseudo-labels")
   try:
-    with np.load(path, allow_pickle=False) as archive:
+    with NUMPY_READING, np.load(path, allow_pickle=False) as archive:
       label = archive["pred_label"].astype(np.int32).reshape(-1)
   except KeyError as error:
     raise DataError(f"{path} has no array pred_label") from error

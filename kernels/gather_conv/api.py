@@ -14,9 +14,10 @@ import jax
 from jaxtyping import Array, Float, Int32, PyTree
 
 from wsegpc_jax.kernels.gather_conv import reference, xla
+from wsegpc_jax.kernels.gather_conv.row_tiles import RowTiles
 
-# From the slow definition to the fastest. None picks the best that the
-# present platform runs.
+# From the slow definition to the fastest. None picks the best of those that
+# are proven on the present platform: "xla" (see `pallas_triton.PREFERRED`).
 IMPLEMENTATIONS = ("reference", "xla", "pallas")
 
 
@@ -30,7 +31,9 @@ def _pallas():
 def choose_implementation(
   implementation: str | None, *, lookup: xla.Lookup = xla.stored_table
 ) -> str:
-  """A name of IMPLEMENTATIONS; None is the best on the present platform.
+  """A name of IMPLEMENTATIONS; None is the best that the platform has.
+
+  "xla", that is, until `pallas_triton.PREFERRED` prefers the kernels on a GPU.
 
   Raises:
     ValueError: an unknown name.
@@ -38,7 +41,7 @@ def choose_implementation(
   if implementation is None:
     on_gpu = jax.default_backend() == "gpu"
     stored = lookup is xla.stored_table
-    return "pallas" if on_gpu and stored and _pallas().MEASURED else "xla"
+    return "pallas" if on_gpu and stored and _pallas().PREFERRED else "xla"
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f"implementation={implementation!r} is unknown; expected None or one of "
@@ -84,6 +87,7 @@ def gather_conv(
   *,
   tables: PyTree = None,
   lookup: xla.Lookup = xla.stored_table,
+  tiles: RowTiles | None = None,
   implementation: str | None = None,
 ) -> Float[Array, "m d"]:
   """out[i] = sum over k of x[table[i, k]] @ weight[k].
@@ -96,6 +100,7 @@ def gather_conv(
     tables: what `lookup` needs as a whole.
     lookup: (rows of a tile, tables) -> int32 [T, K]; so a table that is too
       large to store is computed where it is used.
+    tiles: `row_tiles` of a stored table, which "pallas" otherwise makes.
     implementation: "reference", "xla", "pallas", or None for the best.
 
   Raises:
@@ -109,7 +114,7 @@ def gather_conv(
     case "reference":
       return reference.gather_conv(x, lookup(rows, tables), weight)
     case "pallas":
-      return _pallas().gather_conv(x, lookup(rows, tables), weight)
+      return _pallas().gather_conv(x, lookup(rows, tables), weight, tiles=tiles)
 
 
 def gather_conv_weight_gradient(
@@ -120,6 +125,7 @@ def gather_conv_weight_gradient(
   taps: int,
   tables: PyTree = None,
   lookup: xla.Lookup = xla.stored_table,
+  tiles: RowTiles | None = None,
   implementation: str | None = None,
 ) -> Float[Array, "k c d"]:
   """dW[k] = sum over i of x[table[i, k]]^T cotangent[i], in float32 or wider.
@@ -135,7 +141,9 @@ def gather_conv_weight_gradient(
     case "reference":
       return reference.weight_gradient(x, lookup(rows, tables), cotangent)
     case "pallas":
-      return _pallas().weight_gradient(x, lookup(rows, tables), cotangent)
+      return _pallas().weight_gradient(
+        x, lookup(rows, tables), cotangent, tiles=tiles
+      )
 
 
 def symmetric_backward(
@@ -146,6 +154,7 @@ def symmetric_backward(
   *,
   tables: PyTree = None,
   lookup: xla.Lookup = xla.stored_table,
+  tiles: RowTiles | None = None,
   implementation: str | None = None,
 ) -> tuple[Float[Array, "n c"], Float[Array, "k c d"]]:
   """(dx, dW) of `gather_conv` over a symmetric table.
@@ -164,7 +173,8 @@ def symmetric_backward(
   # dW[K-1-k] = sum_j cotangent[table[j, k]]^T x[j], transposed.
   table = lookup(rows, tables)
   mirrored = weight[::-1].transpose(0, 2, 1)
-  module = reference if chosen == "reference" else _pallas()
-  dx = module.gather_conv(cotangent, table, mirrored)
-  dw = module.weight_gradient(x, table, cotangent)
-  return dx, dw
+  if chosen == "reference":
+    dx = reference.gather_conv(cotangent, table, mirrored)
+    return dx, reference.weight_gradient(x, table, cotangent)
+  dx = _pallas().gather_conv(cotangent, table, mirrored, tiles=tiles)
+  return dx, _pallas().weight_gradient(x, table, cotangent, tiles=tiles)

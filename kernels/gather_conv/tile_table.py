@@ -1,8 +1,8 @@
 """The tile of a shape: measured where it was, else that of the nearest one.
 
 `tiles.json` beside this file holds, for each operation, number format and pair
-of channel counts that was measured, the fastest tile. It is written by
-`scripts/benchmark_gpu.py --write-tiles`.
+of channel counts that was measured, the fastest tile: the file of this name
+that `scripts/benchmark_gpu.py` writes.
 """
 
 import dataclasses
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+
+from wsegpc_jax.kernels.gather_conv.row_tiles import GROUPS
 
 PATH = Path(__file__).with_name("tiles.json")
 OPERATIONS = ("forward", "weight_gradient")
@@ -32,6 +34,11 @@ class Tile:
     by_mask: sort the rows by their taps first.
     ahead: look up a step ahead which rows to read.
     transposed: hold the weight as [K, D, C].
+    unpadded: cut channel counts that are no power of two into pieces that
+      are, instead of padding them.
+    split: make float32 products from sums of two bfloat16 each (three
+      products, 16 bits: more than TF32 has). For the format "tf32" only.
+    group: taps that a program of the weight gradient takes at once.
   """
 
   rows: int = 64
@@ -42,6 +49,9 @@ class Tile:
   by_mask: bool = True
   ahead: bool = True
   transposed: bool = False
+  unpadded: bool = False
+  split: bool = False
+  group: int = 1
 
 
 # Where nothing near was measured. Exact float32 and float64 products are made
@@ -112,6 +122,15 @@ def parse(text: str, source: str) -> dict[tuple, Tile]:
           f"{where}: {name} must be a power of two, at least 16, got "
           f"{entry[name]}"
         )
+    if entry["split"] and entry["format"] != "tf32":
+      raise ValueError(
+        f"{where}: split is for the format tf32 only, got {entry['format']!r}"
+      )
+    if entry["group"] not in GROUPS:
+      raise ValueError(
+        f"{where}: group must be one of {', '.join(map(str, GROUPS))}, got "
+        f"{entry['group']}"
+      )
     key = (entry["operation"], entry["format"], entry["c"], entry["d"])
     table[key] = Tile(**{name: entry[name] for name in fields})
   return table
@@ -120,6 +139,17 @@ def parse(text: str, source: str) -> dict[tuple, Tile]:
 @functools.cache
 def _stored() -> dict[tuple, Tile]:
   return parse(PATH.read_text(), PATH.name) if PATH.exists() else {}
+
+
+_measured: dict[tuple, Tile] = {}  # by this program, before the stored ones
+
+
+def use(tiles: dict[tuple, Tile]) -> None:
+  """Takes these entries, as `parse` returns them, before the stored ones.
+
+  What is compiled already keeps its tiles.
+  """
+  _measured.update(tiles)
 
 
 def nearest(
@@ -138,4 +168,4 @@ def nearest(
 
 def choose(operation: str, c: int, d: int, *, dtype) -> Tile:
   """The tile of an operation on C input and D output channels."""
-  return nearest(_stored(), operation, number_format(dtype), c, d)
+  return nearest(_stored() | _measured, operation, number_format(dtype), c, d)

@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-TILE = 1024  # rows a tile
+# Rows of a tile. On a CPU its gathered rows should stay in the cache; a GPU
+# wants work enough for all its cores.
+TILE = 1024
+GPU_TILE = 1 << 15
 
 # From the tile's share of `rows` and the whole of `tables` to int32 [T, K].
 Lookup = Callable[[PyTree, PyTree], Array]
@@ -26,8 +29,10 @@ def _accumulator(dtype) -> jnp.dtype:
   return jnp.promote_types(dtype, jnp.float32)
 
 
-def _tiles(m: int, tile: int) -> tuple[int, int]:
+def _tiles(m: int, tile: int | None) -> tuple[int, int]:
   """(number of tiles, rows each), the fewest rows of padding."""
+  if tile is None:
+    tile = GPU_TILE if jax.default_backend() == "gpu" else TILE
   count = max(1, -(-m // tile))
   return count, -(-m // count)
 
@@ -67,7 +72,7 @@ def forward(
   weight: Float[Array, "k c d"],
   *,
   lookup: Lookup = stored_table,
-  tile: int = TILE,
+  tile: int | None = None,
 ) -> Float[Array, "m d"]:
   """out[i] = sum over k of x[table[i, k]] @ weight[k], table by `lookup`."""
   m = jax.tree.leaves(rows)[0].shape[0]
@@ -98,7 +103,7 @@ def weight_gradient(
   *,
   taps: int,
   lookup: Lookup = stored_table,
-  tile: int = TILE,
+  tile: int | None = None,
 ) -> Float[Array, "k c d"]:
   """dW[k] = sum over i of x[table[i, k]]^T cotangent[i]."""
   c, (m, d) = x.shape[1], cotangent.shape
@@ -135,7 +140,7 @@ def symmetric_backward(
   cotangent: Float[Array, "n d"],
   *,
   lookup: Lookup = stored_table,
-  tile: int = TILE,
+  tile: int | None = None,
 ) -> tuple[Float[Array, "n c"], Float[Array, "k c d"]]:
   """Both gradients of a symmetric map from one gather of the cotangent.
 

@@ -51,7 +51,8 @@ def _kernel(
 
   total = jnp.full((_PIECES, block_c), initial, out_ref.dtype)
   total = lax.fori_loop(jnp.int32(0), jnp.max(length), add, total)
-  pallas_gpu.store(out_ref, place, channels, total, exists)
+  inside = pallas_gpu.inside(channels, c)
+  pallas_gpu.store(out_ref, place, channels, total, exists, inside)
 
 
 def _reduce(x, start, length, *, maximum, interpret):

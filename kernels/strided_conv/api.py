@@ -18,6 +18,7 @@ from wsegpc_jax.kernels.gather_conv import (
   gather_conv,
   gather_conv_weight_gradient,
 )
+from wsegpc_jax.kernels.gather_conv.row_tiles import RowTiles
 from wsegpc_jax.kernels.strided_conv import reference, xla
 
 __all__ = [
@@ -34,6 +35,7 @@ def strided_conv(
   children: Int32[Array, "p k"],
   weight: Float[Array, "k c d"],
   *,
+  tiles: RowTiles | None = None,
   implementation: str | None = None,
 ) -> Float[Array, "p d"]:
   """out[p] = sum over k of x[children[p, k]] @ weight[k].
@@ -42,12 +44,15 @@ def strided_conv(
     x: fine rows.
     children: rows of x, by coarse row and octant.
     weight: one matrix an octant.
+    tiles: `row_tiles` of the children, which "pallas" otherwise makes.
     implementation: "reference", "xla", "pallas", or None for the best.
 
   Raises:
     ValueError: shapes do not agree, or an unknown implementation.
   """
-  return gather_conv(x, children, weight, implementation=implementation)
+  return gather_conv(
+    x, children, weight, tiles=tiles, implementation=implementation
+  )
 
 
 def transposed_conv(
@@ -56,13 +61,14 @@ def transposed_conv(
   octant: Int32[Array, " m"],
   weight: Float[Array, "k c d"],
   *,
+  tiles: RowTiles | None = None,
   implementation: str | None = None,
 ) -> Float[Array, "m d"]:
   """out[i] = x[parent[i]] @ weight[octant[i]]; zero without a parent.
 
   Args:
     x: coarse rows.
-    parent: row of x of each fine row; any value outside 0 .. p - 1 is none.
+    parent: row of x of each fine row; p and more are none.
     octant: which of the K matrices, 0 .. K - 1.
     weight: one matrix an octant.
     implementation: as for `strided_conv`.
@@ -89,7 +95,9 @@ def transposed_conv(
       # Imported late: Pallas is slow to import and needed on GPUs only.
       from wsegpc_jax.kernels.strided_conv import pallas_triton
 
-      return pallas_triton.transposed_conv(x, parent, octant, weight)
+      return pallas_triton.transposed_conv(
+        x, parent, octant, weight, tiles=tiles
+      )
 
 
 def strided_backward(
@@ -100,6 +108,8 @@ def strided_backward(
   weight: Float[Array, "k c d"],
   cotangent: Float[Array, "p d"],
   *,
+  children_tiles: RowTiles | None = None,
+  octant_tiles: RowTiles | None = None,
   implementation: str | None = None,
 ) -> tuple[Float[Array, "m c"], Float[Array, "k c d"]]:
   """(dx, dW) of `strided_conv`; dW is float32 or wider."""
@@ -108,6 +118,7 @@ def strided_backward(
     parent,
     octant,
     weight.transpose(0, 2, 1),
+    tiles=octant_tiles,
     implementation=implementation,
   )
   dw = gather_conv_weight_gradient(
@@ -115,6 +126,7 @@ def strided_backward(
     children,
     cotangent,
     taps=weight.shape[0],
+    tiles=children_tiles,
     implementation=implementation,
   )
   return dx, dw
@@ -126,6 +138,7 @@ def transposed_backward(
   weight: Float[Array, "k c d"],
   cotangent: Float[Array, "m d"],
   *,
+  children_tiles: RowTiles | None = None,
   implementation: str | None = None,
 ) -> tuple[Float[Array, "p c"], Float[Array, "k c d"]]:
   """(dx, dW) of `transposed_conv`; dW is float32 or wider."""
@@ -133,6 +146,7 @@ def transposed_backward(
     cotangent,
     children,
     weight.transpose(0, 2, 1),
+    tiles=children_tiles,
     implementation=implementation,
   )
   # dW[k] = sum over parents of x^T cotangent[child k].
@@ -141,6 +155,7 @@ def transposed_backward(
     children,
     x,
     taps=weight.shape[0],
+    tiles=children_tiles,
     implementation=implementation,
   )
   return dx, dw.transpose(0, 2, 1)

@@ -20,6 +20,7 @@ line of standard input is a command, answered by a line of JSON:
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -216,6 +217,8 @@ def main():
   parser.add_argument("--layers", choices=LAYERS, required=True)
   parser.add_argument("--threads", type=int, required=True)
   args = parser.parse_args()
+  cores = sorted(os.sched_getaffinity(0))
+  os.sched_setaffinity(0, cores[: args.threads])
   # What libraries print must not get between the answers.
   answers, sys.stdout = sys.stdout, sys.stderr
   program = Program(args.folder, args.layers, args.threads)

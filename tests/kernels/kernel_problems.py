@@ -1,13 +1,10 @@
 """Problems, oracle and comparison shared by the tests of the kernels."""
 
-import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-TRITON_CALL = "__gpu$xla.gpu.triton"
 
 
 @functools.cache
@@ -76,12 +73,3 @@ def assert_close(got, expected, dtype="float32"):
   np.testing.assert_allclose(
     np.asarray(got, np.float64), expected, rtol=0, atol=tolerance * scale
   )
-
-
-def on_a_gpu():
-  """A context in which kernels lower for a GPU that is not there."""
-  if jax.__version_info__ < (0, 11):
-    return contextlib.nullcontext()
-  device = jax.sharding.AbstractDevice("NVIDIA H200", None, "cuda")
-  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-  return jax.sharding.use_abstract_mesh(mesh)

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernel_problems import TRITON_CALL, assert_close, compiled, on_a_gpu
+from kernel_problems import assert_close, compiled
 
 from wsegpc_jax.kernels import strided_conv as ops
 from wsegpc_jax.kernels.strided_conv import IMPLEMENTATIONS, specs
-from wsegpc_jax.kernels.strided_conv import pallas_triton as pallas
 
 
 @pytest.fixture(autouse=True)
@@ -136,14 +135,3 @@ def test_unknown_implementation():
       jnp.ones((8, 3, 5)),
       implementation="cuda",
     )
-
-
-def test_lowers_for_a_gpu():
-  p = problem(specs.TESTS[1])
-  run = functools.partial(pallas.transposed_conv, interpret=False)
-  with on_a_gpu():
-    traced = jax.jit(run).trace(
-      p["coarse"], p["parent"], p["octant"], p["weight"]
-    )
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
-  assert text.count(TRITON_CALL) == 1

@@ -38,6 +38,8 @@ def test_an_entry_is_read_back():
     ({"warps": "4"}, "warps must be of type int, got '4'"),
     ({"c": None}, "c must be of type int"),
     ({"by_mask": 1}, "by_mask must be of type bool"),
+    ({"split": True}, "split is for the format tf32 only, got 'bfloat16'"),
+    ({"group": 2}, "group must be one of 1, 3, got 2"),
   ],
 )
 def test_a_wrong_entry_is_named(change, message):
@@ -65,6 +67,13 @@ def test_the_nearest_ratio_of_channels_is_taken():
   # Another operation or number format is no neighbour.
   other = tile_table.nearest(table, "forward", "tf32", 64, 64)
   assert other == tile_table._FALLBACK["forward", "tf32"]
+
+
+def test_used_entries_come_before_the_stored_ones(monkeypatch):
+  monkeypatch.setattr(tile_table, "_measured", {})
+  tile_table.use(parse(entry(c=7, d=7, rows=16, stages=5)))
+  got = tile_table.choose("forward", 7, 7, dtype=jnp.bfloat16)
+  assert got == Tile(rows=16, stages=5)
 
 
 def test_every_operation_and_format_has_a_fallback():

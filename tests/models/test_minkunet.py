@@ -170,6 +170,12 @@ class TestSizes:
     widths = {leaf.shape for n, leaf in shapes["params"].items() if "bn" in n}
     assert widths == {(8,), (16,), (32,), (24,)}
 
+  def test_a_stem_of_27_taps(self):
+    shapes, _ = shapes_of(MinkUNet("14A", 5, stem_size=3))
+    assert shapes["params"]["conv0/kernel"].shape == (27, 6, 32)
+    with pytest.raises(ValueError, match="stem_size must be 3 or 5, got 4"):
+      shapes_of(MinkUNet("14A", 5, stem_size=4))
+
   def test_unknown_architecture(self):
     with pytest.raises(ValueError, match="'18E'.*14A.*101"):
       shapes_of(MinkUNet("18E"))

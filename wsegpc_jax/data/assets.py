@@ -24,6 +24,7 @@ from absl import logging
 from PIL import Image
 
 from wsegpc_jax.data.dataset import Dataset
+from wsegpc_jax.files import NUMPY_READING
 from wsegpc_jax.types import IGNORE_LABEL, NO_REGION, DataError, Frame, Scene
 
 FORMAT = "wsegpc-assets"
@@ -100,7 +101,7 @@ def load_scene(dataset: Dataset, scene_name: str) -> Scene:
     path = folder / f"{field}.npy"
     if field in _OPTIONAL and not path.exists():
       continue
-    with _reading(path, field), open(path, "rb") as file:
+    with _reading(path, field), NUMPY_READING, open(path, "rb") as file:
       array = np.lib.format.read_array(file, allow_pickle=False)
     if array.dtype != dtype:
       raise _fault(path, field, f"has dtype {array.dtype}", dtype)

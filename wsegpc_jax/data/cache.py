@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from wsegpc_jax.data.dataset import Dataset
-from wsegpc_jax.files import atomic_write
+from wsegpc_jax.files import NUMPY_READING, atomic_write
 from wsegpc_jax.types import DataError, Frame, Scene
 
 _RECORD = "cache.json"
@@ -140,7 +140,8 @@ def _read(folder: Path) -> dict:
   try:
     fields = json.loads((folder / "rest.json").read_text(encoding="utf-8"))
     for path in folder.glob("*.npy"):
-      fields[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
+      with NUMPY_READING:
+        fields[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
   except (OSError, ValueError) as error:
     raise DataError(
       f"{folder}: the cache is damaged ({error}); delete it"

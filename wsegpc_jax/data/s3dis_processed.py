@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 
 from wsegpc_jax.data.dataset import Dataset
+from wsegpc_jax.files import NUMPY_READING
 from wsegpc_jax.interop import s3dis
 from wsegpc_jax.types import IGNORE_LABEL, NO_REGION, DataError, Frame, Scene
 
@@ -181,7 +182,7 @@ def _opened_npz(path: Path):
     file = open(path, "rb")
   except FileNotFoundError as e:
     raise DataError(f"{path}: not found, expected an .npz file") from e
-  with file:
+  with file, NUMPY_READING:
     try:
       archive = np.load(file, allow_pickle=False)
       if not isinstance(archive, np.lib.npyio.NpzFile):

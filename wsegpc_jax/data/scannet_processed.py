@@ -30,6 +30,7 @@ from absl import logging
 from PIL import Image
 
 from wsegpc_jax.data.dataset import Dataset
+from wsegpc_jax.files import NUMPY_READING
 from wsegpc_jax.interop import torch_pickle
 from wsegpc_jax.interop.capture import Camera, Source, load_posed, read_numbers
 from wsegpc_jax.interop.scannet import CLASSES, classes_of_nyu40
@@ -216,7 +217,11 @@ def _array(path, arrays, field, kinds) -> np.ndarray:
 def _regions(path: Path, shape: tuple[int, ...]) -> np.ndarray:
   """Array `a`, of any shape of that size; int32, negative = NO_REGION."""
   try:
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
+    with (
+      NUMPY_READING,
+      open(path, "rb") as file,
+      np.load(file, allow_pickle=False) as content,
+    ):
       array = content["a"]
   # A damaged archive can fail in any way that zip, zlib and numpy can.
   except Exception as e:

@@ -42,14 +42,17 @@ _ROW_FIELDS = (
 # Of a config, what does not change a result: places, speed, the screen. Data,
 # weights and the row before are compared by their content instead.
 _NOT_COMPARED = (
+  "data.bucket_ratio",
   "data.cache",
   "data.how_to_get",
   "data.labels_from",
   "data.prefetch",
   "data.root",
+  "data.smallest_bucket",
   "data.threads",
   "init_from",
   "model.image_weights",
+  "model.implementation",
   "train.checkpoint_every",
   "train.log_every",
   "train.progress_seconds",
@@ -75,6 +78,12 @@ def pretrain(config: ConfigDict, say: Callable[[str], None]) -> None:
     )
 
 
+def forget() -> None:
+  """Frees a row's compiled programs, of no use to the next; the cache stays."""
+  jax.clear_caches()
+  gc.collect()
+
+
 @dataclasses.dataclass(frozen=True)
 class Programs:
   """What is done for a row; replaced in tests.
@@ -84,11 +93,13 @@ class Programs:
     score: gives the scores of what was trained, see `scoring.score`.
     pretrain: makes the file of weights that the 2D network starts from, unless
       it is there, see `pretrain`.
+    forget: frees memory after a row, see `forget`.
   """
 
   train: Callable[[ConfigDict, str], Any] = train.train
   score: Callable[[ConfigDict, str], dict] = scoring.score
   pretrain: Callable[[ConfigDict, Callable[[str], None]], None] = pretrain
+  forget: Callable[[], None] = forget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,9 +276,7 @@ def run_row(ladder: Ladder, row: Row, seed: int, *, place: str = "") -> dict:
   ladder.say(
     f"{place}: {scores_in_words(scores)}; {entry['seconds']:.0f} seconds"
   )
-  # Programs of this row are of no use to the next; they stay on disk.
-  jax.clear_caches()
-  gc.collect()
+  ladder.programs.forget()
   return entry
 
 

@@ -189,7 +189,7 @@ class Clustering:
     """Logits in evaluation mode: "logits_3d" [M, K]."""
     own = {name: _split(tree)[0] for name, tree in variables.items()}
     logits, _ = self.model.apply(
-      own, batch.student.features, _plan(batch), train=False
+      own, batch.student.features, _plan(batch, self.model), train=False
     )
     return {"logits_3d": logits}
 
@@ -241,7 +241,7 @@ class Clustering:
     (logits, features), new = self.model.apply(
       {"params": own, "batch_stats": own_stats},
       batch.student.features,
-      _plan(batch),
+      _plan(batch, self.model),
       train=True,
       mutable=["batch_stats"],
       rngs={"dropout": dropout},
@@ -266,9 +266,13 @@ def _split(tree: dict) -> tuple[dict, dict | None]:
   return own, tree.get("projection")
 
 
-def _plan(batch):
+def _plan(batch, model=None):
   view = batch.student
-  return plan_lib.build_plan(view.coords, view.count, view.capacities)
+  # A model without sparse convolutions has no implementation of them.
+  implementation = getattr(model, "implementation", None)
+  return plan_lib.build_plan(
+    view.coords, view.count, view.capacities, implementation=implementation
+  )
 
 
 def _valid(batch):

@@ -71,7 +71,7 @@ class Segmentation:
           (logits, _), new = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
             part.student.features,
-            _plan(part),
+            _plan(part, self.model),
             train=True,
             mutable=["batch_stats"],
           )
@@ -96,7 +96,7 @@ class Segmentation:
   def predict(self, variables: dict, batch: Batch) -> dict[str, Array]:
     """Logits in evaluation mode: "logits_3d" [M, K]."""
     logits, _ = self.model.apply(
-      variables, batch.student.features, _plan(batch), train=False
+      variables, batch.student.features, _plan(batch, self.model), train=False
     )
     return {"logits_3d": logits}
 
@@ -107,6 +107,10 @@ def _labelled(batch):
   return valid & (batch.label != IGNORE_LABEL)
 
 
-def _plan(batch):
+def _plan(batch, model=None):
   view = batch.student
-  return plan_lib.build_plan(view.coords, view.count, view.capacities)
+  # A model without sparse convolutions has no implementation of them.
+  implementation = getattr(model, "implementation", None)
+  return plan_lib.build_plan(
+    view.coords, view.count, view.capacities, implementation=implementation
+  )

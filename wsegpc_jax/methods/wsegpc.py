@@ -189,7 +189,7 @@ class WSegPC:
     return self.model.apply(
       variables,
       view.features,
-      _plan(view),
+      _plan(view, self.model),
       train=train,
       method="points",
       mutable=["batch_stats"] if train else False,
@@ -279,7 +279,7 @@ class WSegPC:
       "batch_stats": state.ema_batch_stats,
     }
     # The plan is built outside of the `cond`, which may run either branch.
-    plan = _plan(batch.teacher)
+    plan = _plan(batch.teacher, self.model)
 
     def run(train):
       (logits_3d, _), new_3d = self.model.apply(
@@ -351,8 +351,13 @@ class WSegPC:
     return targets, (count_3d, count_2d)
 
 
-def _plan(view):
-  return plan_lib.build_plan(view.coords, view.count, view.capacities)
+def _plan(view, model=None):
+  # A model without sparse convolutions has no implementation of them.
+  net_3d = getattr(model, "net_3d", None)
+  implementation = getattr(net_3d, "implementation", None)
+  return plan_lib.build_plan(
+    view.coords, view.count, view.capacities, implementation=implementation
+  )
 
 
 def _valid(view):

@@ -3,17 +3,24 @@
 Forward and backward are gathers and matrix products; nothing is scattered.
 Rows of padding give zero, and their cotangents are ignored by construction:
 no table points to them. Weight layout and tap order: `wsegpc_jax.sparse.plan`.
+
+Numbers: every operation is deterministic on a given machine, as sums have an
+order that the plan fixes. Another bucket, tile or number of threads may sum in
+another order and so change rounding, no more: in float32, outputs and gradients
+are within 2e-6 of the largest of those in float64 (`tests/sparse`), whichever
+implementation computes them.
 """
 
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, PyTree
 
 from wsegpc_jax.kernels import gather_conv as ops
+from wsegpc_jax.kernels import strided_conv as strided_ops
 from wsegpc_jax.kernels.gather_conv import xla
+from wsegpc_jax.kernels.gather_conv.row_tiles import RowTiles
 from wsegpc_jax.sparse import pairs as pairs_lib
 from wsegpc_jax.sparse import plan as plan_lib
 from wsegpc_jax.sparse.plan import Level, Plan
@@ -25,24 +32,25 @@ def _no_gradient(tree: PyTree) -> PyTree:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _symmetric(lookup, implementation, x, weight, rows, tables):
+def _symmetric(lookup, implementation, x, weight, rows, tables, tiles):
   return ops.gather_conv(
     x,
     rows,
     weight,
     tables=tables,
     lookup=lookup,
+    tiles=tiles,
     implementation=implementation,
   )
 
 
-def _symmetric_forward(lookup, implementation, x, weight, rows, tables):
-  out = _symmetric(lookup, implementation, x, weight, rows, tables)
-  return out, (x, weight, rows, tables)
+def _symmetric_forward(lookup, implementation, x, weight, rows, tables, tiles):
+  out = _symmetric(lookup, implementation, x, weight, rows, tables, tiles)
+  return out, (x, weight, rows, tables, tiles)
 
 
 def _symmetric_backward(lookup, implementation, saved, cotangent):
-  x, weight, rows, tables = saved
+  x, weight, rows, tables, tiles = saved
   dx, dw = ops.symmetric_backward(
     x,
     rows,
@@ -50,9 +58,10 @@ def _symmetric_backward(lookup, implementation, saved, cotangent):
     cotangent,
     tables=tables,
     lookup=lookup,
+    tiles=tiles,
     implementation=implementation,
   )
-  return dx, dw.astype(weight.dtype), _no_gradient(rows), _no_gradient(tables)
+  return dx, dw.astype(weight.dtype), *map(_no_gradient, (rows, tables, tiles))
 
 
 _symmetric.defvjp(_symmetric_forward, _symmetric_backward)
@@ -81,6 +90,11 @@ def _check_rows(x: Array, rows: int, what: str) -> None:
     raise ValueError(
       f"features have {x.shape[0]} rows, the plan's {what} level {rows}"
     )
+
+
+def _tiles(level: Level, name: str) -> RowTiles | None:
+  """The row tiles of one of the level's tables, if the plan made any."""
+  return None if level.tiles is None else getattr(level.tiles, name)
 
 
 def submanifold_conv(
@@ -125,7 +139,10 @@ def submanifold_conv(
         f"{list(weight.shape)}"
       )
     return _over_pairs(x, weight, table, pairs)
-  return _symmetric(xla.stored_table, implementation, x, weight, table, None)
+  tiles = None if level is None else _tiles(level, "neighbors")
+  return _symmetric(
+    xla.stored_table, implementation, x, weight, table, None, tiles
+  )
 
 
 def _stem_table(rows, tables):
@@ -151,7 +168,8 @@ def stem_conv(
 ) -> Float[Array, "m d"]:
   """The 5^3 submanifold convolution of the finest level.
 
-  Its 125-tap table is looked up tile by tile and never stored.
+  Its 125-tap table is looked up tile by tile and never stored, so it is no
+  work for the kernels of "pallas", which read stored tables: XLA does it.
 
   Raises:
     ValueError: the plan has one level only, or shapes do not agree.
@@ -165,6 +183,8 @@ def stem_conv(
   # The capacity travels as the length of an array: a table of `lookup` holds
   # arrays only.
   tables = (coarse.neighbors, fine.children, fine.coords)
+  if implementation == "pallas":
+    implementation = "xla"
   return _symmetric(
     _stem_table,
     implementation,
@@ -172,22 +192,18 @@ def stem_conv(
     weight,
     (fine.parent, fine.octant),
     tables,
+    None,
   )
-
-
-def _from_parent(per_octant: Float[Array, "p 8 d"], fine: Level) -> Array:
-  """[M, D]: of each fine voxel, its parent's row of its own octant."""
-  p, _, d = per_octant.shape
-  flat = jnp.pad(per_octant.reshape(p * 8, d), ((0, 1), (0, 0)))
-  # Padding has parent P: beyond the end, clipped to the row of zeros.
-  index = fine.parent * 8 + fine.octant
-  return jnp.take(flat, index, axis=0, mode="clip")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _down(implementation, x, weight, fine):
-  return ops.gather_conv(
-    x, fine.children, weight, implementation=implementation
+  return strided_ops.strided_conv(
+    x,
+    fine.children,
+    weight,
+    tiles=_tiles(fine, "children"),
+    implementation=implementation,
   )
 
 
@@ -195,20 +211,18 @@ def _down_forward(implementation, x, weight, fine):
   return _down(implementation, x, weight, fine), (x, weight, fine)
 
 
-def _per_octant(x: Float[Array, "p c"], weight: Float[Array, "8 c d"]) -> Array:
-  """[P, 8, D]: x @ weight[k] for all k, as one matrix product."""
-  taps, c, d = weight.shape
-  flat = weight.transpose(1, 0, 2).reshape(c, taps * d)
-  return (x @ flat).reshape(-1, taps, d)
-
-
 def _down_backward(implementation, saved, cotangent):
   x, weight, fine = saved
-  # Each fine voxel has one parent and one octant, so the transpose of the
-  # strided convolution is a gather, too.
-  dx = _from_parent(_per_octant(cotangent, weight.transpose(0, 2, 1)), fine)
-  dw = ops.gather_conv_weight_gradient(
-    x, fine.children, cotangent, taps=8, implementation=implementation
+  dx, dw = strided_ops.strided_backward(
+    x,
+    fine.children,
+    fine.parent,
+    fine.octant,
+    weight,
+    cotangent,
+    children_tiles=_tiles(fine, "children"),
+    octant_tiles=_tiles(fine, "octants"),
+    implementation=implementation,
   )
   return dx, dw.astype(weight.dtype), _no_gradient(fine)
 
@@ -230,7 +244,14 @@ def strided_conv(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _up(implementation, x, weight, fine):
-  return _from_parent(_per_octant(x, weight), fine)
+  return strided_ops.transposed_conv(
+    x,
+    fine.parent,
+    fine.octant,
+    weight,
+    tiles=_tiles(fine, "octants"),
+    implementation=implementation,
+  )
 
 
 def _up_forward(implementation, x, weight, fine):
@@ -239,18 +260,15 @@ def _up_forward(implementation, x, weight, fine):
 
 def _up_backward(implementation, saved, cotangent):
   x, weight, fine = saved
-  dx = ops.gather_conv(
-    cotangent,
+  dx, dw = strided_ops.transposed_backward(
+    x,
     fine.children,
-    weight.transpose(0, 2, 1),
+    weight,
+    cotangent,
+    children_tiles=_tiles(fine, "children"),
     implementation=implementation,
   )
-  # dW[k] = sum over parents of x^T cotangent[child k].
-  dw = ops.gather_conv_weight_gradient(
-    cotangent, fine.children, x, taps=8, implementation=implementation
-  )
-  dw = dw.transpose(0, 2, 1).astype(weight.dtype)
-  return dx, dw, _no_gradient(fine)
+  return dx, dw.astype(weight.dtype), _no_gradient(fine)
 
 
 _up.defvjp(_up_forward, _up_backward)

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32, UInt16
 
-TILE = 1024  # rows a tile, at most
-BLOCK = 128  # pairs of one tap that are multiplied at once
+TILE = 2048  # rows a tile, at most
+BLOCK = 256  # pairs of one tap that are multiplied at once
 
 
 @flax.struct.dataclass
@@ -110,6 +110,15 @@ def _accumulator(x: Array) -> jnp.dtype:
   return jnp.promote_types(x.dtype, jnp.float32)
 
 
+def _zeros_after(x: Array, shape: tuple[int, ...], dtype) -> Array:
+  """Zeros that exist once x does.
+
+  Constant ones of all layers would be made, and kept, from the beginning.
+  """
+  zero = (x[:1, :1].sum() > 0).astype(dtype) * 0
+  return jnp.full(shape, zero)
+
+
 def _by_tile(table: Array, pairs: Pairs) -> tuple:
   blocks = pairs.rows.reshape(*pairs.taps.shape, BLOCK)
   return _tiles_of(table), blocks, pairs.taps, pairs.blocks, pairs.slots
@@ -138,7 +147,7 @@ def forward(
     products = lax.fori_loop(0, blocks, block, products)
     return products, _sum_of_products(products, slots).astype(x.dtype)
 
-  products = jnp.zeros((pairs.rows.shape[1] + 1, d), dtype)
+  products = _zeros_after(x, (pairs.rows.shape[1] + 1, d), dtype)
   out = lax.scan(tile, products, _by_tile(table, pairs))[1]
   return out.reshape(-1, d)[:m]
 
@@ -181,8 +190,9 @@ def symmetric_backward(
     out = _sum_of_products(products, slots).astype(x.dtype)
     return (products, dw), out
 
-  products = jnp.zeros((pairs.rows.shape[1] + 1, c), dtype)
-  state = products, jnp.zeros(weight.shape, dtype)
+  room = pairs.rows.shape[1] + 1
+  products = _zeros_after(cotangent, (room, c), dtype)
+  state = products, _zeros_after(cotangent, weight.shape, dtype)
   args = _tiles_of(x), _by_tile(table, pairs)
   (_, dw), dx = lax.scan(tile, state, args)
   return dx.reshape(-1, c)[:m], dw[::-1]

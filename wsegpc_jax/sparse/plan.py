@@ -24,12 +24,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
+from wsegpc_jax.kernels import gather_conv
+from wsegpc_jax.kernels.gather_conv.row_tiles import RowTiles, row_tiles
+from wsegpc_jax.kernels.strided_conv.tables import octant_table
 from wsegpc_jax.sparse import hashing, morton
 from wsegpc_jax.sparse import pairs as pairs_lib
 
 # Levels with fewer rows have no pairs: one dense tile is as fast there, and it
 # compiles sooner.
-MIN_ROWS_OF_PAIRS = 1024
+MIN_ROWS_OF_PAIRS = 4096
+
+
+@flax.struct.dataclass
+class LevelTiles:
+  """What the GPU kernels visit of a level's tables; built once for all layers.
+
+  Attributes:
+    neighbors, children: tiles of these tables of the level.
+    octants: tiles of the rows by parent and octant, for the transposed
+      convolution. This and `children` are None at the last level.
+  """
+
+  neighbors: RowTiles
+  children: RowTiles | None = None
+  octants: RowTiles | None = None
 
 
 @flax.struct.dataclass
@@ -48,6 +66,7 @@ class Level:
       the last level.
     pairs: the entries of `neighbors` that exist, tile by tile, for
       convolutions on a CPU; None where they are not wanted.
+    tiles: of the tables, for the kernels of a GPU; None where not wanted.
   """
 
   coords: Int32[Array, "m 4"]
@@ -57,6 +76,7 @@ class Level:
   octant: Int32[Array, " m"] | None = None
   children: Int32[Array, "p 8"] | None = None
   pairs: pairs_lib.Pairs | None = None
+  tiles: LevelTiles | None = None
 
   @property
   def capacity(self) -> int:
@@ -182,6 +202,8 @@ def build_plan(
   *,
   is_sorted: bool = True,
   pairs: bool | None = None,
+  tiles: bool | None = None,
+  implementation: str | None = None,
 ) -> Plan:
   """Builds the plan of a pyramid, under jit, with static shapes.
 
@@ -193,9 +215,13 @@ def build_plan(
       `voxelize` returns them). Otherwise they are sorted here.
     pairs: whether levels of MIN_ROWS_OF_PAIRS rows and more get `Level.pairs`;
       None: on a CPU.
+    tiles: whether levels get `Level.tiles`; None: on a GPU, if convolutions
+      run its kernels.
+    implementation: of the convolutions that the plan is for.
 
   Raises:
-    ValueError: shapes and capacities do not agree.
+    ValueError: shapes and capacities do not agree, or on a GPU, an unknown
+      implementation.
   """
   if coords.ndim != 2 or coords.shape[1] != 4:
     raise ValueError(f"coords must be [M, 4], got {list(coords.shape)}")
@@ -205,6 +231,12 @@ def build_plan(
     )
   if pairs is None:
     pairs = jax.default_backend() == "cpu"
+  if tiles is None:
+    # Elsewhere the kernels are interpreted, and make the tiles they need.
+    tiles = (
+      jax.default_backend() == "gpu"
+      and gather_conv.choose_implementation(implementation) == "pallas"
+    )
   count = jnp.asarray(count, jnp.int32)
   valid = jnp.arange(coords.shape[0]) < count
   coords = jnp.where(valid[:, None], coords.astype(jnp.int32), -1)
@@ -235,6 +267,8 @@ def build_plan(
     )
   if pairs:
     levels = [_with_pairs(level) for level in levels]
+  if tiles:
+    levels = [_with_tiles(level) for level in levels]
   return Plan(tuple(levels))
 
 
@@ -242,3 +276,18 @@ def _with_pairs(level: Level) -> Level:
   if level.capacity < MIN_ROWS_OF_PAIRS:
     return level
   return level.replace(pairs=pairs_lib.find_pairs(level.neighbors))
+
+
+def _with_tiles(level: Level) -> Level:
+  rows = level.capacity
+  if not rows:
+    return level
+  found = LevelTiles(row_tiles(level.neighbors, rows))
+  if level.children is not None and level.children.shape[0]:
+    coarse = level.children.shape[0]
+    octants = octant_table(level.parent, level.octant)
+    found = found.replace(
+      children=row_tiles(level.children, rows),
+      octants=row_tiles(octants, coarse),
+    )
+  return level.replace(tiles=found)

@@ -56,8 +56,8 @@ USUAL_COLORS = {
   "pillow": ((168, 62, 52), (198, 168, 72), (120, 84, 130)),
   "box": ((176, 140, 96), (62, 108, 150), (150, 152, 154)),
 }
-USUAL_SHARE = 0.75  # of the objects
-_LEAN = (0.35, 0.75)  # how far towards it
+USUAL_SHARE = 0.85  # of the objects
+_LEAN = (0.5, 0.85)  # how far towards it
 
 
 def build(name: str, rng: np.random.Generator) -> Mesh:
