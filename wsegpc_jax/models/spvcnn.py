@@ -197,7 +197,7 @@ class SPVCNN(nn.Module):
       return nn.Dropout(self.dropout, deterministic=not train)(pooled)
 
     for i in range(2):
-      how = conv3, arch.stem, conv.submanifold_conv, levels[0].neighbors
+      how = conv3, arch.stem, conv.submanifold_conv, levels[0]
       x = unit(x, levels[0], f"stem{i}", *how)
     skips = [x]
     for i, stage in enumerate(arch.down):
