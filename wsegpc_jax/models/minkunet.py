@@ -1,9 +1,8 @@
 """MinkUNet, the sparse voxel U-Net (Choy et al., CVPR 2019), 14A to 101.
 
 A 5^3 stem (or 3^3), four stages of a 2^3 strided convolution and residual
-blocks, four
-of a 2^3 transposed convolution, the skip concatenated, and residual blocks;
-batch norm and ReLU throughout; a 1x1 classifier with bias.
+blocks, four of a 2^3 transposed convolution, the skip concatenated, and
+residual blocks; batch norm and ReLU throughout; a 1x1 classifier with bias.
 """
 
 import functools
