@@ -208,13 +208,14 @@ class Ours:
     self, sample: Sample, tags: np.ndarray, *, width: float, steps: int
   ):
     # Just enough room, so that only the coarser levels are padded.
-    ratios, counts = batching.LIDAR_LEVEL_RATIOS, sample.student.level_counts
+    self._config = defaults.get_semantic_kitti("spvcnn", cluster=True)
+    ratios = self._config.data.level_ratios
+    counts = sample.student.level_counts
     room = max(math.ceil(n / r) for n, r in zip(counts, ratios, strict=True))
     layout = batching.Layout((room,), 1, channels=4, level_ratios=ratios)
     batch = batching.collate(
       [sample], layout, 0, num_classes=len(tags), teacher=False
     )
-    self._config = defaults.get_semantic_kitti("spvcnn", cluster=True)
     self._config.model.width = round(32 * width)
     self._config.model.dropout = 0.0
     schedule = experiment.Schedule(1, steps, 0)

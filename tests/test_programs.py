@@ -164,6 +164,10 @@ def test_a_mistake_in_the_options_is_one_line(tmp_path, flag, words):
     ("data.largest_bucket", 10),
     ("parallel", "pjit"),
     ("data.image_size", (24,)),
+    ("data.level_ratios", (1.0, 0.5)),
+    ("data.level_ratios", (0.9, 0.5, 0.2, 0.1, 0.1)),
+    ("data.level_ratios", (1.0, 0.5, 0.6, 0.1, 0.1)),
+    ("data.level_ratios", (1.0, 0.5, 0.2, 0.1, 0.0)),
     ("data.box_rooms.image_size", (24, 32, 3)),
   ],
 )

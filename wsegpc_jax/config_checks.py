@@ -1,5 +1,7 @@
 """Refusing a configuration that no program can run with."""
 
+import itertools
+
 from ml_collections import ConfigDict
 
 from wsegpc_jax.data import layouts, test_time
@@ -11,6 +13,7 @@ from wsegpc_jax.types import DataError
 
 METHODS = ("wsegpc", "segmentation", "clustering")
 SENSORS = ("rgbd", "lidar")
+_LEVELS = 5  # of the networks' pyramids
 
 
 def check_config(config: ConfigDict) -> None:
@@ -157,6 +160,16 @@ def check_config(config: ConfigDict) -> None:
     raise DataError(
       f"config.data.bucket_ratio={config.data.bucket_ratio!r}; expected more "
       "than 1"
+    )
+  ratios = tuple(config.data.level_ratios)
+  falling = all(
+    isinstance(low, float) and 0 < low <= high
+    for high, low in itertools.pairwise(ratios)
+  )
+  if ratios[:1] != (1.0,) or len(ratios) != _LEVELS or not falling:
+    raise DataError(
+      f"config.data.level_ratios={ratios}; expected {_LEVELS} numbers that fall "
+      "from 1.0, above 0"
     )
   if config.data.largest_bucket < config.data.smallest_bucket:
     raise DataError(

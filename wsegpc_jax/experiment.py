@@ -43,6 +43,7 @@ NOT_OF_THE_NETWORK = (
   "data.how_to_get",
   "data.labels_from",
   "data.largest_bucket",
+  "data.level_ratios",
   "data.max_rotation",
   "data.max_voxels",
   "data.mix3d",

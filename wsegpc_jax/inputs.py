@@ -244,9 +244,7 @@ def layout(config: ConfigDict, *, slots: int) -> batching.Layout:
     image_size=tuple(data.image_size) if images else (0, 0),
     num_pairs=data.num_pairs if images else 0,
     channels=lidar_samples.CHANNELS if lidar else samples.CHANNELS,
-    level_ratios=batching.LIDAR_LEVEL_RATIOS
-    if lidar
-    else batching.LEVEL_RATIOS,
+    level_ratios=tuple(data.level_ratios),
   )
 
 

@@ -4,7 +4,7 @@ import pytest
 import sparse_scenes as scenes
 from hypothesis import strategies as st
 
-from wsegpc_jax.sparse.voxelize import voxelize
+from wsegpc_jax.sparse.voxelize import bounds, unique_keys, voxelize
 
 SIZE = 0.25  # with points at multiples of 1/64, all arithmetic is exact
 QUICK = hypothesis.settings(max_examples=60, deadline=None, database=None)
@@ -168,3 +168,23 @@ def test_coordinates_beyond_the_grid_raise():
     voxelize(np.array([[0.0, 0, 0], [1e6, 0, 0]]), 0.04)
   with pytest.raises(ValueError, match="metres"):
     voxelize(np.array([[-1e30, 0, 0], [1e30, 0, 0]]), 0.04)
+
+
+@pytest.mark.parametrize("most", [3, 1 << 20, (1 << 63) - 1])
+@pytest.mark.parametrize("count", [1, 2, 500])
+def test_unique_keys_are_numpy_s(count, most):
+  # The largest keys leave no room for their places beside them.
+  key = np.random.default_rng(count).integers(0, most, count, endpoint=True)
+  key[0] = most
+  expected = np.unique(key, return_index=True, return_inverse=True)
+  for got, want in zip(unique_keys(key), expected, strict=True):
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_bounds(dtype):
+  a = np.random.default_rng(0).normal(0, 100, (40, 3)).astype(dtype)
+  low, high = bounds(a)
+  np.testing.assert_array_equal(low, a.min(0))
+  np.testing.assert_array_equal(high, a.max(0))
+  assert low.dtype == high.dtype == dtype

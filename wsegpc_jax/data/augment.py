@@ -14,6 +14,8 @@ always new float32 arrays.
 
 import numpy as np
 
+from wsegpc_jax.sparse.voxelize import bounds
+
 
 def color_auto_contrast(
   color: np.ndarray, rng: np.random.Generator, *, probability: float = 0.2
@@ -34,8 +36,8 @@ def color_auto_contrast(
   if rng.random() >= probability or not len(color):
     return color
   share = np.float32(rng.random())
-  low = color.min(axis=0)
-  extent = color.max(axis=0) - low
+  low, high = bounds(color)
+  extent = high - low
   gain = np.float32(255) / np.where(extent > 0, extent, np.float32(255))
   low[extent == 0] = 0
   # (1 - share) * color + share * gain * (color - low), in two passes.

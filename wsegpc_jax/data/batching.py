@@ -15,12 +15,6 @@ import numpy as np
 from wsegpc_jax.data.samples import Sample
 from wsegpc_jax.types import IGNORE_LABEL, Batch, DataError, Images, Pairs, View
 
-# Voxels of each pyramid level per voxel of the finest: for surfaces in rooms, and
-# for scans of a spinning laser at 5 cm (the largest of three scans under 40
-# augmentations each: 0.67, 0.36, 0.17, 0.07). A batch that is denser at some
-# level moves to the next bucket.
-LEVEL_RATIOS = (1.0, 0.5, 0.2, 0.08, 0.03)
-LIDAR_LEVEL_RATIOS = (1.0, 0.75, 0.42, 0.2, 0.085)
 SUPERPOINT_RATIO = 0.125
 REGION_PIXELS = 16  # an image of H x W pixels has room for H W / 16 regions
 
@@ -45,7 +39,7 @@ class Layout:
     image_size: (H, W).
     num_pairs: pairs a scene, P.
     channels: features of a voxel.
-    level_ratios: room of each level per voxel of the finest.
+    level_ratios: room of each pyramid level per voxel of the finest.
   """
 
   buckets: tuple[int, ...]
@@ -54,7 +48,7 @@ class Layout:
   image_size: tuple[int, int] = (0, 0)
   num_pairs: int = 0
   channels: int = 6
-  level_ratios: tuple[float, ...] = LEVEL_RATIOS
+  level_ratios: tuple[float, ...] = (1.0, 0.5, 0.2, 0.08, 0.03)
 
   def capacities(self, bucket: int) -> Capacities:
     """All capacities that a bucket index stands for."""
@@ -72,7 +66,7 @@ class Layout:
 
 
 def geometric_buckets(
-  smallest: int, largest: int, ratio: float = 1.35
+  smallest: int, largest: int, ratio: float = 1.25
 ) -> tuple[int, ...]:
   """A ladder of capacities, each at most `ratio` times the one before.
 
@@ -107,7 +101,8 @@ def choose_bucket(samples: Sequence[Sample], layout: Layout) -> int:
   raise DataError(
     f"scene(s) {', '.join(s.name for s in samples)}: {need[what]} {what}, "
     f"the largest bucket has room for {have[what]}; raise "
-    "config.data.largest_bucket"
+    "config.data.largest_bucket or, if it is of voxels at a stride above 1, "
+    "config.data.level_ratios"
   )
 
 

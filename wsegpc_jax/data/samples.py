@@ -244,10 +244,11 @@ def _augmented_cloud(dataset, name, rng, settings, labels, views) -> _Cloud:
     if settings.compat and len(left) < len(kept) and scene.label is not None:
       number = np.bincount(scene.label[kept[left]], minlength=len(tags))
       tags = tags & (number[: len(tags)] > 0)
-    kept, coord = kept[left], coord[left]
-    student, teacher = (
-      tuple(a[left] for a in view) for view in (student, teacher)
-    )
+    if len(left) < len(kept):
+      kept, coord = kept[left], coord[left]
+      student, teacher = (
+        tuple(a[left] for a in view) for view in (student, teacher)
+      )
   frames = load_views(dataset, scene, views, settings.image_size, rng)
   return _Cloud(
     student=student,

@@ -8,6 +8,7 @@ Dimension letters: N points, K classes.
 
 import numpy as np
 
+from wsegpc_jax.sparse.voxelize import bounds
 from wsegpc_jax.types import NO_REGION
 
 # Axis and whether its upper end: left, right, back, front.
@@ -144,8 +145,9 @@ def _count_voxels(coord: np.ndarray, voxel_size: float) -> int:
   if not len(coord):
     return 0
   cell = np.floor(coord.astype(np.float64) / voxel_size).astype(np.int64)
-  cell -= cell.min(axis=0)
-  extent = [int(size) + 1 for size in cell.max(axis=0)]
+  low, high = bounds(cell)
+  cell -= low
+  extent = [int(size) + 1 for size in high - low]
   if extent[0] * extent[1] * extent[2] > np.iinfo(np.int64).max:
     return len(np.unique(cell, axis=0))
   # Sorting is many times faster than np.unique, which hashes integers.

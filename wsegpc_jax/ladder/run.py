@@ -46,6 +46,7 @@ _NOT_COMPARED = (
   "data.cache",
   "data.how_to_get",
   "data.labels_from",
+  "data.level_ratios",
   "data.prefetch",
   "data.root",
   "data.smallest_bucket",

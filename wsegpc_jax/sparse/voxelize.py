@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int32, Int64, Shaped
 
 from wsegpc_jax.sparse import morton
 from wsegpc_jax.types import DataError
@@ -28,6 +28,43 @@ class Voxels:
   first: Int32[np.ndarray, " m"]
   inverse: Int32[np.ndarray, " n"]
   level_counts: tuple[int, ...]
+
+
+def bounds(a: Shaped[np.ndarray, "n c"]) -> tuple[np.ndarray, np.ndarray]:
+  """Smallest and largest value [C] of each of a few columns; N > 0.
+
+  A reduction over the first axis of a narrow array takes 25 times as long.
+  """
+  columns = [a[:, i] for i in range(a.shape[1])]
+  return (
+    np.array([column.min() for column in columns], a.dtype),
+    np.array([column.max() for column in columns], a.dtype),
+  )
+
+
+def unique_keys(
+  key: Int64[np.ndarray, " n"],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """`np.unique(key, return_index=True, return_inverse=True)`, faster.
+
+  Keys and their places are sorted as one integer where 63 bits have room for
+  both: without a comparison function, and so by the processor's wide sort.
+
+  Args:
+    key: [N], not negative; N > 0.
+  """
+  bits = len(key).bit_length()
+  if int(key.max()) >> (63 - bits):
+    return np.unique(key, return_index=True, return_inverse=True)
+  both = (key << np.int64(bits)) | np.arange(len(key))
+  both.sort()
+  place = both & np.int64((1 << bits) - 1)
+  key = both >> np.int64(bits)
+  is_first = np.ones(len(key), bool)
+  np.not_equal(key[1:], key[:-1], out=is_first[1:])
+  inverse = np.empty(len(key), np.int64)
+  inverse[place] = np.cumsum(is_first) - 1
+  return key[is_first], place[is_first], inverse
 
 
 def voxelize(
@@ -59,7 +96,8 @@ def voxelize(
     none = np.zeros(0, np.int32)
     return Voxels(np.zeros((0, 3), np.int32), none, none, (0,) * levels)
   grid = np.floor(coord.astype(np.float64) / voxel_size)
-  extent = float((grid.max(0) - grid.min(0)).max())
+  low, high = bounds(grid)
+  extent = float((high - low).max())
   if extent >= (1 << morton.HOST_BITS) - ALIGNMENT:
     raise DataError(
       f"coord spans {extent:.0f} voxels of {voxel_size} m, more than "
@@ -67,13 +105,11 @@ def voxelize(
     )
   # Float arithmetic is exact here up to 2^53 voxels from the origin.
   if shift is not None:
-    grid = grid + np.asarray(shift, np.float64)
-  origin = np.floor(grid.min(0) / ALIGNMENT) * ALIGNMENT
+    shift = np.asarray(shift, np.float64)
+    grid, low = grid + shift, low + shift
+  origin = np.floor(low / ALIGNMENT) * ALIGNMENT
   grid = (grid - origin).astype(np.int64)
-  key = morton.morton_key(grid)
-  unique, first, inverse = np.unique(
-    key, return_index=True, return_inverse=True
-  )
+  unique, first, inverse = unique_keys(morton.morton_key(grid))
   counts = [len(unique)]
   for level in range(1, levels):
     coarse = unique >> (3 * level)
@@ -81,6 +117,6 @@ def voxelize(
   return Voxels(
     coords=grid[first].astype(np.int32),
     first=first.astype(np.int32),
-    inverse=inverse.reshape(-1).astype(np.int32),
+    inverse=inverse.astype(np.int32),
     level_counts=tuple(counts),
   )
