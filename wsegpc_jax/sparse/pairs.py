@@ -20,6 +20,11 @@ from jaxtyping import Array, Float, Int32, UInt16
 
 TILE = 2048  # rows a tile, at most
 BLOCK = 256  # pairs of one tap that are multiplied at once
+# Rows of zeros that are multiplied with every block. The buffer of a block is
+# larger than what is gathered for it, so that XLA writes into it instead of
+# making a new array: that it would do with all threads of the pool, and for so
+# little work waking them takes longer than they save.
+_SPARE = 8
 
 
 @flax.struct.dataclass
@@ -119,6 +124,14 @@ def _zeros_after(x: Array, shape: tuple[int, ...], dtype) -> Array:
   return jnp.full(shape, zero)
 
 
+def _room(pairs: Pairs, channels: int) -> tuple[int, int]:
+  return pairs.rows.shape[1] + _SPARE, channels
+
+
+def _block_of(x: Array) -> Array:
+  return _zeros_after(x, (BLOCK + _SPARE, x.shape[1]), x.dtype)
+
+
 def _by_tile(table: Array, pairs: Pairs) -> tuple:
   blocks = pairs.rows.reshape(*pairs.taps.shape, BLOCK)
   return _tiles_of(table), blocks, pairs.taps, pairs.blocks, pairs.slots
@@ -134,21 +147,27 @@ def forward(
   m, d = x.shape[0], weight.shape[2]
   dtype = _accumulator(x)
 
-  def tile(products, args):
+  def tile(state, args):
     sources, rows, taps, blocks, slots = args
     sources = jnp.pad(sources, ((0, 1), (0, 0)))
 
-    def block(b, products):
+    def block(b, state):
+      products, gathered = state
       k = taps[b]
-      gathered = _take(x, sources[rows[b].astype(jnp.int32), k])
+      found = _take(x, sources[rows[b].astype(jnp.int32), k])
+      gathered = lax.dynamic_update_slice_in_dim(gathered, found, 0, 0)
       product = jnp.matmul(gathered, weight[k], preferred_element_type=dtype)
-      return lax.dynamic_update_slice_in_dim(products, product, b * BLOCK, 0)
+      # The next block overwrites what is spare.
+      products = lax.dynamic_update_slice_in_dim(
+        products, product, b * BLOCK, 0
+      )
+      return products, gathered
 
-    products = lax.fori_loop(0, blocks, block, products)
-    return products, _sum_of_products(products, slots).astype(x.dtype)
+    state = lax.fori_loop(0, blocks, block, state)
+    return state, _sum_of_products(state[0], slots).astype(x.dtype)
 
-  products = _zeros_after(x, (pairs.rows.shape[1] + 1, d), dtype)
-  out = lax.scan(tile, products, _by_tile(table, pairs))[1]
+  state = _zeros_after(x, _room(pairs, d), dtype), _block_of(x)
+  out = lax.scan(tile, state, _by_tile(table, pairs))[1]
   return out.reshape(-1, d)[:m]
 
 
@@ -174,25 +193,27 @@ def symmetric_backward(
     x_tile = jnp.pad(x_tile, ((0, 1), (0, 0)))
 
     def block(b, state):
-      products, dw = state
+      products, dw, gathered = state
       k, row = taps[b], rows[b].astype(jnp.int32)
-      gathered = _take(cotangent, sources[row, k])
+      found = _take(cotangent, sources[row, k])
+      gathered = lax.dynamic_update_slice_in_dim(gathered, found, 0, 0)
       product = jnp.matmul(gathered, mirrored[k], preferred_element_type=dtype)
       products = lax.dynamic_update_slice_in_dim(
         products, product, b * BLOCK, 0
       )
-      own = _take(x_tile, row)
+      own = jnp.pad(_take(x_tile, row), ((0, _SPARE), (0, 0)))
       part = jnp.matmul(own.T, gathered, preferred_element_type=dtype)
       dw = lax.dynamic_update_index_in_dim(dw, dw[k] + part, k, 0)
-      return products, dw
+      return products, dw, gathered
 
-    products, dw = lax.fori_loop(0, blocks, block, state)
-    out = _sum_of_products(products, slots).astype(x.dtype)
-    return (products, dw), out
+    state = lax.fori_loop(0, blocks, block, state)
+    return state, _sum_of_products(state[0], slots).astype(x.dtype)
 
-  room = pairs.rows.shape[1] + 1
-  products = _zeros_after(cotangent, (room, c), dtype)
-  state = products, _zeros_after(cotangent, weight.shape, dtype)
+  state = (
+    _zeros_after(cotangent, _room(pairs, c), dtype),
+    _zeros_after(cotangent, weight.shape, dtype),
+    _block_of(cotangent),
+  )
   args = _tiles_of(x), _by_tile(table, pairs)
-  (_, dw), dx = lax.scan(tile, state, args)
+  (_, dw, _), dx = lax.scan(tile, state, args)
   return dx.reshape(-1, c)[:m], dw[::-1]
