@@ -262,7 +262,7 @@ def get_synthetic(variant: str = "") -> ConfigDict:
   0.999 over 700 steps would leave the teacher near its start.
 
   Args:
-    variant: "", "demo" (shorter, coarser), "gpu" (full width and 4 cm voxels,
+    variant: "", "demo" (fewer rooms, fewer programs), "gpu" (full width and 4 cm voxels,
       for one GPU) or "smoke", which takes a few steps only.
 
   Raises:
@@ -302,7 +302,6 @@ def get_synthetic(variant: str = "") -> ConfigDict:
     # Two programs to compile.
     data.smallest_bucket, data.largest_bucket = 9_500, 16_000
     data.bucket_ratio = 2.0
-    train.total_steps = 250
   elif variant == "gpu":
     data.root = "data/synthetic_gpu"
     data.synthetic.train, data.synthetic.val = 100, 24

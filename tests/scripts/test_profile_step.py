@@ -71,4 +71,4 @@ def test_all_figures_are_there(script, config, capsys):
   memory = result["memory"]
   assert 0 < memory["alias"] <= memory["output"] <= memory["argument"]
   script.print_table(result)
-  assert "whole step, batches ready" in capsys.readouterr().out
+  assert "batches that lie ready" in capsys.readouterr().out
