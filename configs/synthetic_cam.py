@@ -2,7 +2,7 @@
 
 Rooms are generated on the fly (wsegpc_jax.data.synthetic); the 2D network starts
 from images of single objects (wsegpc_jax.synthetic_image). Half-width networks,
-14 cm voxels, two CPU cores; variants: `:demo` is shorter, `:gpu` has the full
+14 cm voxels, two CPU cores; variants: `:demo` has fewer rooms, `:gpu` full
 width and 4 cm voxels, `:smoke` takes two steps. scripts/ladder.py runs all
 stages and their controls over several seeds, scripts/demo.py once.
 

@@ -1,7 +1,7 @@
 """Full labels: stage 3 on the true labels, the upper bound, on synthetic rooms.
 
 Rooms are generated (python -m wsegpc_jax.data.synthetic). Half-width networks,
-14 cm voxels, two CPU cores; variants: `:demo` is shorter, `:gpu` has the full
+14 cm voxels, two CPU cores; variants: `:demo` has fewer rooms, `:gpu` full
 width and 4 cm voxels, `:smoke` takes two steps. scripts/ladder.py runs all
 stages and their controls over several seeds, scripts/demo.py once.
 
