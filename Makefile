@@ -13,11 +13,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[test,prepare,synthetic]"
 	touch $@
 
-# All stages on synthetic rooms, with a report: at most a quarter of an hour.
+# All stages on synthetic rooms, with a report: about twelve minutes on two cores.
 demo: install
 	$(VENV)/bin/python scripts/demo.py
 
-# What each stage adds, over three seeds: some hours; may be stopped.
+# What each stage adds, over three seeds: an hour or more; may be stopped.
 ladder: install
 	$(VENV)/bin/python scripts/ladder.py --seeds 0,1,2
 
