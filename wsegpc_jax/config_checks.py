@@ -9,11 +9,11 @@ from wsegpc_jax.experiment import MINKUNET_SPVNAS
 from wsegpc_jax.kernels import gather_conv
 from wsegpc_jax.models import minkunet, spvcnn
 from wsegpc_jax.parallel import RUNNERS
+from wsegpc_jax.sparse.voxelize import LEVELS
 from wsegpc_jax.types import DataError
 
 METHODS = ("wsegpc", "segmentation", "clustering")
 SENSORS = ("rgbd", "lidar")
-_LEVELS = 5  # of the networks' pyramids
 
 
 def check_config(config: ConfigDict) -> None:
@@ -166,9 +166,9 @@ def check_config(config: ConfigDict) -> None:
     isinstance(low, float) and 0 < low <= high
     for high, low in itertools.pairwise(ratios)
   )
-  if ratios[:1] != (1.0,) or len(ratios) != _LEVELS or not falling:
+  if ratios[:1] != (1.0,) or len(ratios) != LEVELS or not falling:
     raise DataError(
-      f"config.data.level_ratios={ratios}; expected {_LEVELS} numbers that fall "
+      f"config.data.level_ratios={ratios}; expected {LEVELS} numbers that fall "
       "from 1.0, above 0"
     )
   if config.data.largest_bucket < config.data.smallest_bucket:

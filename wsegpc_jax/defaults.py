@@ -85,7 +85,7 @@ def get_defaults() -> ConfigDict:
         # Room at strides 1, 2, 4, 8 and 16 per voxel of a bucket: what a data
         # set needs, with a margin. A batch that is denser at some stride takes
         # the next bucket.
-        level_ratios=(1.0, 0.5, 0.16, 0.05, 0.018),
+        level_ratios=(1.0, 0.5, 0.2, 0.08, 0.03),
         # Laser scans: which voxels stay of a scan that has more than max_voxels,
         # "random" ones or those "nearest" to a random one.
         cap="random",
@@ -262,8 +262,8 @@ def get_synthetic(variant: str = "") -> ConfigDict:
   0.999 over 700 steps would leave the teacher near its start.
 
   Args:
-    variant: "", "demo" (fewer rooms, fewer programs), "gpu" (full width and 4 cm voxels,
-      for one GPU) or "smoke", which takes a few steps only.
+    variant: "", "demo" (fewer rooms, fewer programs), "gpu" (full width and
+      4 cm voxels, for one GPU) or "smoke", which takes a few steps only.
 
   Raises:
     ValueError: an unknown variant.
@@ -279,7 +279,8 @@ def get_synthetic(variant: str = "") -> ConfigDict:
   # The largest so that no room is cropped; most batches take the first three.
   data.smallest_bucket, data.largest_bucket = 7_000, 18_000
   data.bucket_ratio = 1.3
-  # Twelve rooms, turned and scaled: at most 0.27, 0.07, 0.02, 0.005.
+  # Six whole rooms, turned and scaled: at most 0.27, 0.07, 0.02, 0.005; a batch
+  # that is denser, as parts of rooms are dropped, has a larger bucket.
   data.level_ratios = (1.0, 0.32, 0.085, 0.024, 0.008)
   config.model.arch = "14A"
   config.model.width = config.model.image_width = 16

@@ -11,6 +11,7 @@ from wsegpc_jax.types import DataError
 # Strides of a five-level pyramid; a grid origin is a multiple of the largest,
 # so that moving a scene by a multiple of 16 voxels changes nothing.
 ALIGNMENT = 16
+LEVELS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Voxels:
 def bounds(a: Shaped[np.ndarray, "n c"]) -> tuple[np.ndarray, np.ndarray]:
   """Smallest and largest value [C] of each of a few columns; N > 0.
 
-  A reduction over the first axis of a narrow array takes 25 times as long.
+  numpy's reduction over the first axis of a narrow array takes many times as
+  long.
   """
   columns = [a[:, i] for i in range(a.shape[1])]
   return (
@@ -52,6 +54,10 @@ def unique_keys(
 
   Args:
     key: [N], not negative; N > 0.
+
+  Returns:
+    The M different keys, ascending; [M], the first place of each; [N], which of
+    them every key is.
   """
   bits = len(key).bit_length()
   if int(key.max()) >> (63 - bits):
@@ -72,7 +78,7 @@ def voxelize(
   voxel_size: float,
   *,
   shift: np.ndarray | None = None,
-  levels: int = 5,
+  levels: int = LEVELS,
 ) -> Voxels:
   """Puts points into cubic voxels, `floor(coord / voxel_size) + shift`.
 
