@@ -86,7 +86,13 @@ def over_pairs(table):
   return lambda x, weight: conv._over_pairs(x, weight, table, found)
 
 
-@pytest.mark.usefixtures("small")
+@pytest.fixture(params=[1, 64], ids=["wide", "narrow"])
+def either_product(request, monkeypatch):
+  """The weight gradient's left side written out transposed, or not."""
+  monkeypatch.setattr(pairs, "_WIDE", request.param)
+
+
+@pytest.mark.usefixtures("small", "either_product")
 class TestEqualsTheDefinition:
   @pytest.mark.parametrize("name", ["random, scene 2 empty", "far apart"])
   def test_value_and_gradients(self, float64, name):

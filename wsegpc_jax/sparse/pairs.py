@@ -25,6 +25,10 @@ BLOCK = 256  # pairs of one tap that are multiplied at once
 # making a new array: that it would do with all threads of the pool, and for so
 # little work waking them takes longer than they save.
 _SPARE = 8
+# From so many channels on, the left side of the weight gradient's products is
+# written out transposed. XLA would hand products with a transposed side to
+# other threads, one by one; with fewer channels it does not.
+_WIDE = 64
 
 
 @flax.struct.dataclass
@@ -193,7 +197,7 @@ def symmetric_backward(
     x_tile = jnp.pad(x_tile, ((0, 1), (0, 0)))
 
     def block(b, state):
-      products, dw, gathered = state
+      products, dw, gathered, columns = state
       k, row = taps[b], rows[b].astype(jnp.int32)
       found = _take(cotangent, sources[row, k])
       gathered = lax.dynamic_update_slice_in_dim(gathered, found, 0, 0)
@@ -201,10 +205,14 @@ def symmetric_backward(
       products = lax.dynamic_update_slice_in_dim(
         products, product, b * BLOCK, 0
       )
-      own = jnp.pad(_take(x_tile, row), ((0, _SPARE), (0, 0)))
-      part = jnp.matmul(own.T, gathered, preferred_element_type=dtype)
+      own = _take(x_tile, row)
+      if c < _WIDE:
+        own = jnp.pad(own, ((0, _SPARE), (0, 0))).T
+      else:
+        own = columns = lax.dynamic_update_slice_in_dim(columns, own.T, 0, 1)
+      part = jnp.matmul(own, gathered, preferred_element_type=dtype)
       dw = lax.dynamic_update_index_in_dim(dw, dw[k] + part, k, 0)
-      return products, dw, gathered
+      return products, dw, gathered, columns
 
     state = lax.fori_loop(0, blocks, block, state)
     return state, _sum_of_products(state[0], slots).astype(x.dtype)
@@ -213,7 +221,8 @@ def symmetric_backward(
     _zeros_after(cotangent, _room(pairs, c), dtype),
     _zeros_after(cotangent, weight.shape, dtype),
     _block_of(cotangent),
+    _block_of(x).T if c >= _WIDE else (),
   )
   args = _tiles_of(x), _by_tile(table, pairs)
-  (_, dw, _), dx = lax.scan(tile, state, args)
+  (_, dw, *_), dx = lax.scan(tile, state, args)
   return dx.reshape(-1, c)[:m], dw[::-1]
