@@ -19,11 +19,15 @@ import numpy as np
 if __name__ == "__main__":  # before jax counts the cores
   _THREADS = int(sys.argv[sys.argv.index("--threads") + 1])
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:_THREADS])
+  # The two scenes of a batch are shared out among the cores.
+  os.environ["JAX_NUM_CPU_DEVICES"] = str(min(_THREADS, 2))
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
+from wsegpc_jax import parallel
 from wsegpc_jax.models import initialize, minkunet
 from wsegpc_jax.sparse import conv, host_plan
 from wsegpc_jax.sparse import plan as plan_lib
@@ -149,10 +153,12 @@ def dense_product(rows: int, width: int):
 class Network:
   """MinkUNet18A with a 3^3 stem on one scene; plans are part of every run."""
 
-  def __init__(self, arrays, weights=None, *, arch: str = "18A"):
+  def __init__(
+    self, arrays, weights=None, *, arch="18A", rooms=None, axis_name=None
+  ):
     coords = arrays["coords"]
-    self.size, rooms = len(coords), capacities(coords)
-    self.model = minkunet.MinkUNet(arch, 20, stem_size=3)
+    self.size, rooms = len(coords), rooms or capacities(coords)
+    self.model = minkunet.MinkUNet(arch, 20, stem_size=3, axis_name=axis_name)
     self.args = (
       _padded(coords, rooms[0]),
       np.int32(self.size),
@@ -167,27 +173,33 @@ class Network:
     self.variables = jax.tree.map(jnp.asarray, variables)
     self.optimizer = optax.sgd(LR, MOMENTUM)
     self._infer = jax.jit(self._inference)
-    self._train = jax.jit(self._step, donate_argnums=0)
+    self._train = jax.jit(self.step, donate_argnums=0)
     self._state = None
 
   def _inference(self, variables, coords, count, x):
     plan = _plan(coords, count, self.rooms)
     return self.model.apply(variables, x, plan, train=False)[0]
 
-  def _loss(self, params, batch_stats, coords, count, x, label):
+  def _loss(self, params, batch_stats, coords, count, x, label, axis_name=None):
     plan = _plan(coords, count, self.rooms)
     variables = {"params": params, "batch_stats": batch_stats}
     (logits, _), new = self.model.apply(
       variables, x, plan, train=True, mutable=["batch_stats"]
     )
     terms = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-    loss = jnp.where(jnp.arange(len(x)) < count, terms, 0).sum() / count
+    total = jax.lax.psum(count, axis_name) if axis_name else count
+    loss = jnp.where(jnp.arange(len(x)) < count, terms, 0).sum() / total
     return loss, new["batch_stats"]
 
-  def _step(self, state, *args):
+  def step(self, state, args, axis_name=None):
+    """(state, loss) after a step; with an axis, of all devices' scenes."""
     params, batch_stats, moments = state
     grad = jax.value_and_grad(self._loss, has_aux=True)
-    (loss, batch_stats), gradient = grad(params, batch_stats, *args)
+    (loss, batch_stats), gradient = grad(
+      params, batch_stats, *args, axis_name=axis_name
+    )
+    if axis_name:
+      loss, gradient = jax.lax.psum((loss, gradient), axis_name)
     updates, moments = self.optimizer.update(gradient, moments, params)
     return (optax.apply_updates(params, updates), batch_stats, moments), loss
 
@@ -197,7 +209,7 @@ class Network:
   def logits(self) -> np.ndarray:
     return np.asarray(self.infer())[: self.size]
 
-  def _first_state(self):
+  def first_state(self):
     # A copy: the step takes its own and gives them up.
     params, batch_stats = (
       jax.tree.map(jnp.array, self.variables[k])
@@ -207,23 +219,21 @@ class Network:
 
   def train(self):
     if self._state is None:
-      self._state = self._first_state()
-    state, loss = self._train(self._state, *self.args, self.label)
+      self._state = self.first_state()
+    state, loss = self._train(self._state, (*self.args, self.label))
     self._state = jax.block_until_ready(state)
     return loss
 
   def first_step(self) -> dict[str, float]:
     """ "loss" and "grad_norm" of the step taken first."""
     loss = self.train()
-    # The first momenta are the gradient.
-    norm = optax.tree.norm(self._state[2][0].trace)
-    return {"loss": float(loss), "grad_norm": float(norm)}
+    return _loss_and_norm(self._state, loss)
 
   def memory(self) -> dict[str, int]:
     """Bytes of the compiled step, and of what its backward pass keeps."""
-    state = jax.eval_shape(self._first_state)
+    state = jax.eval_shape(self.first_state)
     args = *self.args, self.label
-    found = self._train.lower(state, *args).compile().memory_analysis()
+    found = self._train.lower(state, args).compile().memory_analysis()
 
     def kept(params, batch_stats, *args):
       run = functools.partial(self._loss, batch_stats=batch_stats)
@@ -243,6 +253,55 @@ class Network:
       "state": sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state)),
       "kept": size,
     }
+
+
+def _loss_and_norm(state, loss):
+  # The first momenta are the gradient.
+  norm = optax.tree.norm(state[2][0].trace)
+  return {"loss": float(loss), "grad_norm": float(norm)}
+
+
+class Batch:
+  """A training step of the network on several scenes, one a device.
+
+  As the trainer runs it: statistics and gradients are those of all scenes.
+  """
+
+  def __init__(self, arrays, weights):
+    scenes = split(arrays)
+    rooms = tuple(map(max, *(capacities(scene["coords"]) for scene in scenes)))
+    networks = [
+      Network(scene, weights, rooms=rooms, axis_name=parallel.AXIS)
+      for scene in scenes
+    ]
+    mesh = parallel.device_mesh()
+    if mesh.size != len(scenes):
+      raise ValueError(
+        f"expected a device for each of {len(scenes)} scenes, not {mesh.size}"
+      )
+    self._train = parallel.data_parallel(networks[0].step, mesh=mesh)
+    shares = [(*network.args, network.label) for network in networks]
+    shares = jax.tree.map(lambda *parts: np.stack(parts), *shares)
+    self._shares = parallel.to_devices(shares, mesh, runner="shard_map")
+    self._state = parallel.replicate(networks[0].first_state(), mesh)
+
+  def train(self):
+    state, loss = self._train(self._state, self._shares)
+    self._state = jax.block_until_ready(state)
+    return loss
+
+  def first_step(self) -> dict[str, float]:
+    loss = self.train()
+    return _loss_and_norm(self._state, loss)
+
+
+def split(arrays) -> list[dict[str, np.ndarray]]:
+  """The scenes of a batch, where "starts" [B] says that they begin."""
+  ends = [*arrays["starts"][1:], len(arrays["coords"])]
+  return [
+    {k: v[start:end] for k, v in arrays.items() if k != "starts"}
+    for start, end in zip(arrays["starts"], ends, strict=True)
+  ]
 
 
 def drawn(variables):
@@ -267,7 +326,7 @@ class Program:
 
   def __init__(self, folder: Path):
     self.folder = folder
-    self.convolutions, self._network, self._first = {}, None, True
+    self.convolutions, self.networks, self.begun = {}, {}, set()
 
   def conv(self, width, path):
     np.savez(path, **self._convolution(width).outputs())
@@ -280,17 +339,23 @@ class Program:
     return timed(self._convolution(width).both)
 
   def logits(self, path):
-    np.save(path, self.network.logits())
+    np.save(path, self._network("scene").logits())
     return {}
 
   def inference(self):
-    return timed(self.network.infer)
+    return timed(self._network("scene").infer)
 
   def step(self):
-    if self._first:
-      self._first = False
-      return self.network.first_step()
-    return timed(self.network.train)
+    return self._training("scene")
+
+  def batch(self):
+    return self._training("batch")
+
+  def _training(self, name):
+    if name not in self.begun:
+      self.begun.add(name)
+      return self._network(name).first_step()
+    return timed(self._network(name).train)
 
   def _convolution(self, width):
     if width not in self.convolutions:
@@ -298,19 +363,19 @@ class Program:
         self.convolutions[width] = Convolution(arrays, int(width))
     return self.convolutions[width]
 
-  @property
-  def network(self):
-    if self._network is None:
-      tree = {}
-      with np.load(self.folder / "weights.npz") as weights:
-        for name, value in weights.items():
-          *parts, last = name.split("/")
-          functools.reduce(lambda t, p: t.setdefault(p, {}), parts, tree)[
-            last
-          ] = value
-      with np.load(self.folder / "scene.npz") as scene:
-        self._network = Network(dict(scene), tree)
-    return self._network
+  def _network(self, name):
+    if name not in self.networks:
+      with np.load(self.folder / f"{name}.npz") as arrays:
+        arrays = dict(arrays)
+      with np.load(self.folder / "weights.npz") as flat:
+        weights = traverse_util.unflatten_dict(dict(flat), sep="/")
+      shared = "starts" in arrays and jax.device_count() > 1
+      network = Batch if shared else Network
+      self.networks[name] = network(arrays, weights)
+    return self.networks[name]
+
+
+COMMANDS = ("conv", "forward", "both", "logits", "inference", "step", "batch")
 
 
 def main():
@@ -323,7 +388,7 @@ def main():
   print(json.dumps({"jax": jax.__version__}), file=answers, flush=True)
   for line in sys.stdin:
     name, *values = line.split()
-    if name not in ("conv", "forward", "both", "logits", "inference", "step"):
+    if name not in COMMANDS:
       raise ValueError(f"unknown command {name!r}")
     answer = getattr(program, name)(*values)
     print(json.dumps(answer), file=answers, flush=True)

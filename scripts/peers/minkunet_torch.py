@@ -6,7 +6,8 @@ Runs in an environment of its own and reads nothing of wsegpc_jax:
 
 FOLDER has conv.npz (coords int [M, 3], in Morton order; for every width C x_C,
 cotangent_C [M, C] and weight_C [27, C, C]), scene.npz (coords; features
-[M, 6]; label int [M]), weights.npz (arrays by the names and in the layout of
+[M, 6]; label int [M]), batch.npz (the same of several scenes, far apart, and
+where they start), weights.npz (arrays by the names and in the layout of
 models/minkunet.py, with a stem of 27 taps) and settings.json (lr, momentum). A
 line of standard input is a command, answered by a line of JSON:
 
@@ -16,6 +17,7 @@ line of standard input is a command, answered by a line of JSON:
   logits FILE   writes the logits of the scene in evaluation mode, npy
   inference     times evaluation mode, maps included
   step          times a training step, maps included; also "loss", "grad_norm"
+  batch         the same for a batch of scenes
 """
 
 import argparse
@@ -137,13 +139,39 @@ class Convolution:
     return out.detach(), self.x.grad
 
 
+class Training:
+  """The network on voxels that may be several scenes', far apart."""
+
+  def __init__(self, folder, name, layers):
+    with np.load(folder / "weights.npz") as weights:
+      self.network = Network(dict(weights), layers)
+    with np.load(folder / f"{name}.npz") as scene:
+      self.coords = torch.from_numpy(scene["coords"].astype(np.int64))
+      self.features = torch.from_numpy(scene["features"])
+      self.label = torch.from_numpy(scene["label"].astype(np.int64))
+    settings = json.loads((folder / "settings.json").read_text())
+    self.optimizer = torch.optim.SGD(self.network.parameters(), **settings)
+
+  def infer(self):
+    with torch.inference_mode():
+      return self.network(self.coords, self.features, train=False)
+
+  def step(self):
+    self.optimizer.zero_grad()
+    logits = self.network(self.coords, self.features, train=True)
+    loss = F.cross_entropy(logits, self.label)
+    loss.backward()
+    self.optimizer.step()
+    return loss
+
+
 class Program:
   """The commands."""
 
   def __init__(self, folder, layers, threads):
     torch.set_num_threads(threads)
     self.folder, self.kind = folder, LAYERS[layers]
-    self.convolutions, self.network = {}, None
+    self.convolutions, self.trainings = {}, {}
 
   def conv(self, width, path):
     out, dx = self._convolution(width).both()
@@ -157,15 +185,22 @@ class Program:
     return timed(self._convolution(width).both)[0]
 
   def logits(self, path):
-    np.save(path, self._infer().numpy())
+    np.save(path, self._training("scene").infer().numpy())
     return {}
 
   def inference(self):
-    return timed(self._infer)[0]
+    return timed(self._training("scene").infer)[0]
 
   def step(self):
-    times, loss = timed(self._step)
-    squares = (p.grad.square().sum() for p in self.network.parameters())
+    return self._timed_step("scene")
+
+  def batch(self):
+    return self._timed_step("batch")
+
+  def _timed_step(self, name):
+    training = self._training(name)
+    times, loss = timed(training.step)
+    squares = (p.grad.square().sum() for p in training.network.parameters())
     norm = float(sum(squares)) ** 0.5
     return times | {"loss": float(loss.detach()), "grad_norm": norm}
 
@@ -175,31 +210,13 @@ class Program:
         self.convolutions[width] = Convolution(arrays, width, self.kind)
     return self.convolutions[width]
 
-  def _load(self):
-    if self.network is not None:
-      return
-    with np.load(self.folder / "weights.npz") as weights:
-      self.network = Network(dict(weights), self.kind)
-    with np.load(self.folder / "scene.npz") as scene:
-      self.coords = torch.from_numpy(scene["coords"].astype(np.int64))
-      self.features = torch.from_numpy(scene["features"])
-      self.label = torch.from_numpy(scene["label"].astype(np.int64))
-    settings = json.loads((self.folder / "settings.json").read_text())
-    self.optimizer = torch.optim.SGD(self.network.parameters(), **settings)
+  def _training(self, name):
+    if name not in self.trainings:
+      self.trainings[name] = Training(self.folder, name, self.kind)
+    return self.trainings[name]
 
-  def _infer(self):
-    self._load()
-    with torch.inference_mode():
-      return self.network(self.coords, self.features, train=False)
 
-  def _step(self):
-    self._load()
-    self.optimizer.zero_grad()
-    logits = self.network(self.coords, self.features, train=True)
-    loss = F.cross_entropy(logits, self.label)
-    loss.backward()
-    self.optimizer.step()
-    return loss
+COMMANDS = ("conv", "forward", "both", "logits", "inference", "step", "batch")
 
 
 def timed(function):
@@ -226,7 +243,7 @@ def main():
   print(json.dumps(versions), file=answers, flush=True)
   for line in sys.stdin:
     name, *values = line.split()
-    if name not in ("conv", "forward", "both", "logits", "inference", "step"):
+    if name not in COMMANDS:
       raise ValueError(f"unknown command {name!r}")
     answer = getattr(program, name)(*values)
     print(json.dumps(answer), file=answers, flush=True)

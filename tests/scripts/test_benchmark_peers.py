@@ -32,7 +32,7 @@ for line in sys.stdin:
   if name == "logits":
     np.save(rest[0], np.linspace(-8, 4, 12))
     answer = {}
-  if name == "step":
+  if name in ("step", "batch"):
     answer |= {"loss": 2.0, "grad_norm": 0.5}
   print(json.dumps(answer), flush=True)
 """
@@ -81,6 +81,7 @@ def test_ratios_and_a_side_that_is_wrong(run, capsys):
   # One thread beside one thread, and beside all of ours.
   assert ratios["spconv@1 over ours@1: step"] == pytest.approx(1.5)
   assert ratios["spconv@1 over ours@2: step"] == pytest.approx(3)
+  assert ratios["spconv@1 over ours@1: batch"] == pytest.approx(1.5)
   assert not any("torch@2 over ours@1" in name for name in ratios)
   assert result["checks"]["ocnn@2"]["wrong"] == ["dx 32", "dx 64"]
   assert not any(name.startswith("ocnn") for name in result["times"])
@@ -120,7 +121,7 @@ def test_ratios_pair_what_was_timed_in_one_round():
     (["--sides", "ours"], "'ours'; expected NAME@THREADS"),
     (["--sides", "ours@1,ours@1"], "expected each once"),
     (["--sides", "ours@100000"], "threads, one a core"),
-    (["--tasks", "pool"], "expected conv, network"),
+    (["--tasks", "pool"], "expected some of conv, network, batch"),
     (["--rounds", "0"], "more than 0"),
   ],
 )
@@ -128,6 +129,33 @@ def test_options_that_cannot_be(options, message, capsys):
   with pytest.raises(SystemExit):
     script.parse_args(options)
   assert message in capsys.readouterr().err
+
+
+def test_scenes_of_a_batch_do_not_meet(tmp_path, monkeypatch):
+  """One array is a batch to a library without an index of scenes."""
+  from peers import engine
+
+  from wsegpc_jax.sparse import host_plan
+
+  monkeypatch.setattr(script.benchmark, "NETWORK_ROOM", (300, 0.05))
+
+  class Untrained:
+    def __init__(self, arrays):
+      self.variables = {"params": {"kernel": np.ones(2)}}
+
+  monkeypatch.setattr(engine, "Network", Untrained)
+  script.export(tmp_path, ["batch"])
+  with np.load(tmp_path / "batch.npz") as file:
+    arrays = dict(file)
+  rows = np.pad(arrays["coords"], ((0, 0), (1, 0)))
+  np.testing.assert_array_equal(
+    host_plan.morton_order(rows), np.arange(len(rows))
+  )
+  first, second = engine.split(arrays)
+  assert len(first["label"]) + len(second["features"]) == len(rows)
+  # Not even as voxels of the coarsest level.
+  gap = second["coords"].min(0)[2] // 16 - first["coords"].max(0)[2] // 16
+  assert gap > 1
 
 
 def test_requirements():
