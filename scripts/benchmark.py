@@ -22,9 +22,7 @@ saves compiling at later runs. `benchmark_peers.py` sets the same layers and the
 same network beside other libraries.
 """
 
-import argparse
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -32,14 +30,15 @@ from pathlib import Path
 
 import numpy as np
 
-from wsegpc_jax.files import atomic_write
 from wsegpc_jax.types import DataError
 
 # Scripts are programs, not a package: what they share lies beside them.
 sys.path.append(str(Path(__file__).parent))
 from peers.turns import (  # noqa: E402
+  Options,
   Times,
   measure,
+  report,
   seconds_of,
   spread,
   timed,
@@ -72,27 +71,16 @@ def main(argv: list[str] | None = None) -> dict:
     found = PARTS_RUN[part](engine, args)
     result["figures"] |= found
   result["load"] = [load, os.getloadavg()[0]]
-  print(table(result))
-  if args.json:
-    with atomic_write(args.json, "w") as file:
-      json.dump(result, file, indent=1)
-  return result
+  return report(result, table, args.json)
 
 
 def parse_args(argv):
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  add = functools.partial(parser.add_argument, help="default: %(default)s")
+  parser = Options(__doc__, rounds=7)
+  add = parser.option
   add("--threads", type=int, default=2)
-  add("--rounds", type=int, default=7)
   add("--parts", default=",".join(PARTS))
-  add("--sizes", default="25000,100000,400000", help="default: %(default)s")
-  add("--json", help="file for all numbers")
-  args = parser.parse_args(argv)
-  for name in ("threads", "rounds"):
-    if not getattr(args, name) > 0:
-      parser.error(f"--{name}: expected more than 0")
+  add("--sizes", default="25000,100000,400000")
+  args = parser.parse(argv, "threads")
   args.parts = args.parts.split(",")
   for part in args.parts:
     if part not in PARTS:

@@ -26,7 +26,6 @@ over ours. Memory is the system's to manage, as users run it: MALLOC_ variables
 of the environment act on all sides. Run it on a machine that does nothing else.
 """
 
-import argparse
 import contextlib
 import functools
 import json
@@ -37,17 +36,18 @@ from pathlib import Path
 
 import numpy as np
 
-from wsegpc_jax.files import atomic_write
 from wsegpc_jax.types import DataError
 
 # Scripts are programs, not a package: what they share lies beside them.
 sys.path.append(str(Path(__file__).parent))
 import benchmark  # noqa: E402
 from peers.turns import (  # noqa: E402
+  Options,
   Peer,
   difference,
   make_environment,
   measure,
+  report,
   seconds_of,
   spread,
   start_peer,
@@ -109,26 +109,16 @@ def main(argv: list[str] | None = None) -> dict:
     "ratios": ratios(times),
     "times": times,
   }
-  print(table(result))
-  if args.json:
-    with atomic_write(args.json, "w") as file:
-      json.dump(result, file, indent=1)
-  return result
+  return report(result, table, args.json)
 
 
 def parse_args(argv):
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  add = functools.partial(parser.add_argument, help="default: %(default)s")
+  parser = Options(__doc__, rounds=5)
+  add = parser.option
   add("--sides", default=SIDES, help="default: %(default)s; ours comes first")
-  add("--tasks", default=",".join(TASKS), help="default: %(default)s")
-  add("--rounds", type=int, default=5)
+  add("--tasks", default=",".join(TASKS))
   add("--environment", type=Path, default=Path("exp/peers"))
-  add("--json", help="file for all numbers")
-  args = parser.parse_args(argv)
-  if args.rounds <= 0:
-    parser.error("--rounds: expected more than 0")
+  args = parser.parse(argv)
   args.tasks = args.tasks.split(",")
   if not set(args.tasks) <= set(TASKS):
     parser.error(f"--tasks: expected some of {', '.join(TASKS)}")

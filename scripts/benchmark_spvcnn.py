@@ -19,7 +19,6 @@ configs/semantickitti_spvcnn_cluster.py. Run it on a machine that does nothing
 else; JAX_COMPILATION_CACHE_DIR=FOLDER saves compiling at later runs.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -41,18 +40,19 @@ from tqdm import tqdm
 from wsegpc_jax import defaults, experiment, parallel
 from wsegpc_jax.data import batching, lidar_samples
 from wsegpc_jax.data.samples import Sample
-from wsegpc_jax.files import atomic_write
 from wsegpc_jax.interop import semantic_kitti as kitti
 from wsegpc_jax.types import IGNORE_LABEL, DataError, Scene, TrainState
 
 # Scripts are programs, not a package: what they share lies beside them.
 sys.path.append(str(Path(__file__).parent))
 from peers.turns import (  # noqa: E402
+  Options,
   Peer,
   Times,
   difference,
   make_environment,
   measure,
+  report,
   seconds_of,
   spread,
   start_peer,
@@ -103,31 +103,19 @@ def main(argv: list[str] | None = None) -> dict:
     **summary(times),
     "times": times,
   }
-  print(table(result))
-  if args.json:
-    with atomic_write(args.json, "w") as file:
-      json.dump(result, file, indent=1)
-  return result
+  return report(result, table, args.json)
 
 
 def parse_args(argv):
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  # Those with a default say so.
-  add = functools.partial(parser.add_argument, help="default: %(default)s")
+  parser = Options(__doc__, rounds=7)
+  add = parser.option
   add("--scan", type=Path, help="a .bin of SemanticKITTI (default: made up)")
   add("--voxels", type=int, default=30_000, help="most, in a sector")
   add("--width", type=float, default=0.5, help="of the published")
   add("--threads", type=int, default=2)
-  add("--rounds", type=int, default=7)
   add("--peers", default="torch", help="torch, spconv, torch,spconv or none")
   add("--environment", type=Path, default=Path("exp/spvcnn_peer"))
-  add("--json", help="file for all numbers")
-  args = parser.parse_args(argv)
-  for name in ("voxels", "width", "threads", "rounds"):
-    if not getattr(args, name) > 0:
-      parser.error(f"--{name}: expected more than 0")
+  args = parser.parse(argv, "voxels", "width", "threads")
   args.peers = [] if args.peers == "none" else args.peers.split(",")
   for name in args.peers:
     if name not in REQUIREMENTS or args.peers.count(name) > 1:

@@ -1,10 +1,11 @@
 """Peers as programs that answer, and the timing of several in turns.
 
-Shared by the benchmarks that compare with other libraries. A peer runs in a
+Shared by the benchmarks on a CPU, with their options. A peer runs in a
 process of its own and in an environment of its own; it reads commands, a line
 each, and answers each with a line of JSON, or with {"error": why} at the end.
 """
 
+import argparse
 import contextlib
 import json
 import math
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +27,45 @@ from wsegpc_jax.types import DataError
 Times = dict[str, float]  # "seconds", "cpu_seconds"
 CONSTRAINTS = Path(__file__).parent / "constraints.txt"
 _MARKER = "requirements_installed.txt"
+
+
+class Options(argparse.ArgumentParser):
+  """Options of a benchmark, --rounds and --json among them.
+
+  Args:
+    text: the program's documentation, shown as it is.
+    rounds: default of --rounds.
+  """
+
+  def __init__(self, text: str, *, rounds: int):
+    super().__init__(
+      description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    self.option("--rounds", type=int, default=rounds)
+    self.option("--json", help="file for all numbers")
+
+  def option(self, name: str, **options) -> None:
+    """Adds one; without a help, that is its default."""
+    self.add_argument(name, **{"help": "default: %(default)s"} | options)
+
+  def parse(
+    self, argv: Sequence[str] | None, *positive: str
+  ) -> argparse.Namespace:
+    """Parses, and refuses --rounds and others of `positive` that are not."""
+    args = self.parse_args(argv)
+    for name in (*positive, "rounds"):
+      if not getattr(args, name) > 0:
+        self.error(f"--{name}: expected more than 0")
+    return args
+
+
+def report(result: dict, table: Callable[[dict], str], path: str | None):
+  """Prints the table of a result, and writes all of it to a file if asked."""
+  print(table(result))
+  if path:
+    with atomic_write(path, "w") as file:
+      json.dump(result, file, indent=1)
+  return result
 
 
 def use_cores(number: int) -> None:
