@@ -10,10 +10,10 @@ in a process of its own, peers in a virtual environment that is made at the
 first run, with the versions of scripts/peers/constraints.txt; to bring
 MinkowskiEngine, install it into that environment.
 
-Tasks: "conv", one 3^3 layer of 32 and of 64 channels on 98,000 voxels, forward
-and with its gradients, the maps built before; "network", MinkUNet18A with a 3^3
-stem on 32,630 voxels, evaluation mode and a training step, the maps included;
-"batch", its training step on two such scenes. Voxels, their order and the
+Tasks: "conv", one 3^3 layer of 32 and of 64 channels on about 98,000 voxels,
+forward and with its gradients, the maps built before; "network", MinkUNet18A
+with a 3^3 stem on about 32,630 voxels, evaluation mode and a training step, the
+maps included; "batch", its training step on two such scenes. Voxels, their order and the
 weights are the same for all sides. Ours with two threads lets each train on one
 of the two scenes, as devices do (JAX_NUM_CPU_DEVICES), with statistics and
 gradients of both. Before anything is timed, outputs, input gradients and logits
@@ -167,6 +167,8 @@ def export(folder: Path, tasks: list[str]) -> None:
     from peers import engine
 
     rooms = [benchmark.room(*benchmark.NETWORK_ROOM, seed=s) for s in range(2)]
+    if max(voxels.max() for voxels in rooms) >= APART:
+      raise ValueError(f"the scenes of a batch must be within {APART} voxels")
     batch = benchmark.scene_arrays(np.concatenate(rooms))
     starts = np.array([0, len(rooms[0])])
     # Far apart, they are a batch to every side, and still in Morton order.
@@ -236,7 +238,7 @@ def tasks_of(sides: dict, tasks: list[str]) -> dict:
 def second_run(peer: Peer, command: str) -> dict:
   """Times of a task that follows itself, as a training step does.
 
-  After another side's turn, caches and memory are the other's.
+  After another side's turn, caches hold what was the other's.
   """
   peer.ask(command)
   return peer.ask(command)

@@ -174,7 +174,7 @@ class Network:
     self.optimizer = optax.sgd(LR, MOMENTUM)
     self._infer = jax.jit(self._inference)
     self._train = jax.jit(self.step, donate_argnums=0)
-    self._state = None
+    self.state = None
 
   def _inference(self, variables, coords, count, x):
     plan = _plan(coords, count, self.rooms)
@@ -218,16 +218,16 @@ class Network:
     return params, batch_stats, self.optimizer.init(params)
 
   def train(self):
-    if self._state is None:
-      self._state = self.first_state()
-    state, loss = self._train(self._state, (*self.args, self.label))
-    self._state = jax.block_until_ready(state)
+    if self.state is None:
+      self.state = self.first_state()
+    state, loss = self._train(self.state, (*self.args, self.label))
+    self.state = jax.block_until_ready(state)
     return loss
 
   def first_step(self) -> dict[str, float]:
     """ "loss" and "grad_norm" of the step taken first."""
     loss = self.train()
-    return _loss_and_norm(self._state, loss)
+    return _loss_and_norm(self.state, loss)
 
   def memory(self) -> dict[str, int]:
     """Bytes of the compiled step, and of what its backward pass keeps."""
@@ -267,11 +267,11 @@ class Batch:
   As the trainer runs it: statistics and gradients are those of all scenes.
   """
 
-  def __init__(self, arrays, weights):
+  def __init__(self, arrays, weights, **options):
     scenes = split(arrays)
     rooms = tuple(map(max, *(capacities(scene["coords"]) for scene in scenes)))
     networks = [
-      Network(scene, weights, rooms=rooms, axis_name=parallel.AXIS)
+      Network(scene, weights, rooms=rooms, axis_name=parallel.AXIS, **options)
       for scene in scenes
     ]
     mesh = parallel.device_mesh()
@@ -283,16 +283,16 @@ class Batch:
     shares = [(*network.args, network.label) for network in networks]
     shares = jax.tree.map(lambda *parts: np.stack(parts), *shares)
     self._shares = parallel.to_devices(shares, mesh, runner="shard_map")
-    self._state = parallel.replicate(networks[0].first_state(), mesh)
+    self.state = parallel.replicate(networks[0].first_state(), mesh)
 
   def train(self):
-    state, loss = self._train(self._state, self._shares)
-    self._state = jax.block_until_ready(state)
+    state, loss = self._train(self.state, self._shares)
+    self.state = jax.block_until_ready(state)
     return loss
 
   def first_step(self) -> dict[str, float]:
     loss = self.train()
-    return _loss_and_norm(self._state, loss)
+    return _loss_and_norm(self.state, loss)
 
 
 def split(arrays) -> list[dict[str, np.ndarray]]:

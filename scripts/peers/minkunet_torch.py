@@ -11,7 +11,7 @@ where they start), weights.npz (arrays by the names and in the layout of
 models/minkunet.py, with a stem of 27 taps) and settings.json (lr, momentum). A
 line of standard input is a command, answered by a line of JSON:
 
-  conv C FILE   writes the output and both gradients of a convolution, npz
+  conv C FILE   writes a convolution's output and gradient of its input, npz
   forward C     times the convolution; the maps are built before
   both C        times it with its gradients
   logits FILE   writes the logits of the scene in evaluation mode, npy

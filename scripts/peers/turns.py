@@ -51,7 +51,7 @@ class Options(argparse.ArgumentParser):
   def parse(
     self, argv: Sequence[str] | None, *positive: str
   ) -> argparse.Namespace:
-    """Parses, and refuses --rounds and others of `positive` that are not."""
+    """Parses; refuses --rounds, and those named, if they are not above 0."""
     args = self.parse_args(argv)
     for name in (*positive, "rounds"):
       if not getattr(args, name) > 0:
@@ -59,8 +59,10 @@ class Options(argparse.ArgumentParser):
     return args
 
 
-def report(result: dict, table: Callable[[dict], str], path: str | None):
-  """Prints the table of a result, and writes all of it to a file if asked."""
+def report(
+  result: dict, table: Callable[[dict], str], path: str | None
+) -> dict:
+  """Prints the table of a result, writes all of it if asked, and returns it."""
   print(table(result))
   if path:
     with atomic_write(path, "w") as file:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -123,3 +125,41 @@ def test_our_layers_answer_as_defined(tmp_path):
         dx[j] += weight @ arrays["cotangent_4"][i]
   np.testing.assert_allclose(found["out"], out, atol=1e-5)
   np.testing.assert_allclose(found["dx"], dx, atol=1e-5)
+
+
+# Needs two devices, which a process has from its start or not at all.
+TWO_DEVICES = """
+import sys
+import jax, numpy as np
+sys.path.append(sys.argv[1])
+import benchmark
+from peers import engine
+
+rooms = [benchmark.room(n, 0.05, seed=n) for n in (250, 400)]
+arrays = benchmark.scene_arrays(np.concatenate(rooms))
+arrays["coords"][len(rooms[0]):] += [0, 0, 512]
+whole = engine.Network(arrays, arch="14A")
+weights = engine.drawn(whole.variables)
+whole = engine.Network(arrays, weights, arch="14A")
+starts = np.array([0, len(rooms[0])])
+batch = engine.Batch(arrays | {"starts": starts}, weights, arch="14A")
+found, expected = (side.first_step()["loss"] for side in (batch, whole))
+np.testing.assert_allclose(found, expected, rtol=1e-5)
+for part, name in enumerate(("params", "batch_stats")):
+  for found, expected, before in zip(
+    *map(jax.tree.leaves, (batch.state[part], whole.state[part], weights[name])),
+    strict=True,
+  ):
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert (np.asarray(expected) != before).any()
+"""
+
+
+def test_a_batch_on_two_devices_is_one_of_both_scenes():
+  done = subprocess.run(
+    [sys.executable, "-c", TWO_DEVICES, str(_SCRIPTS)],
+    env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr

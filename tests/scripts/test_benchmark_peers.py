@@ -158,6 +158,17 @@ def test_scenes_of_a_batch_do_not_meet(tmp_path, monkeypatch):
   assert gap > 1
 
 
+def test_the_second_of_two_runs_counts():
+  class Warming:
+    answers = iter([{"seconds": 9}, {"seconds": 1}])
+
+    def ask(self, command):
+      assert command == "step"
+      return next(self.answers)
+
+  assert script.second_run(Warming(), "step") == {"seconds": 1}
+
+
 def test_requirements():
   assert script.requirements([("ours", 1)]) == []
   found = script.requirements([("ours", 2), ("ocnn", 2), ("spconv", 1)])
