@@ -13,12 +13,13 @@ MinkowskiEngine, install it into that environment.
 Tasks: "conv", one 3^3 layer of 32 and of 64 channels on about 98,000 voxels,
 forward and with its gradients, the maps built before; "network", MinkUNet18A
 with a 3^3 stem on about 32,630 voxels, evaluation mode and a training step, the
-maps included; "batch", its training step on two such scenes. Voxels, their order and the
-weights are the same for all sides. Ours with two threads lets each train on one
-of the two scenes, as devices do (JAX_NUM_CPU_DEVICES), with statistics and
-gradients of both. Before anything is timed, outputs, input gradients and logits
-must equal ours within 1e-4 of the largest, loss and norm of the gradient within
-1e-3; a side whose do not is reported as wrong and not timed.
+maps included; "batch", its training step on two such scenes. Voxels, their
+order and the weights are the same for all sides. Ours with two threads lets
+each train on one of the two scenes, as a device does (JAX_NUM_CPU_DEVICES=1
+keeps it from that), with statistics and gradients of both. Before anything is
+timed, outputs, input gradients and logits must equal ours within 1e-4 of the
+largest, loss and norm of the gradient within 1e-3; a side whose do not is
+reported as wrong and not timed.
 
 Sides take turns in every round, and in its turn a side runs a task twice: the
 second run is timed. Ratios are medians of what each round gave, the peer's time

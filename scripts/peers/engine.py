@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before jax counts the cores
   _THREADS = int(sys.argv[sys.argv.index("--threads") + 1])
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:_THREADS])
   # The two scenes of a batch are shared out among the cores.
-  os.environ["JAX_NUM_CPU_DEVICES"] = str(min(_THREADS, 2))
+  os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(min(_THREADS, 2)))
 
 import jax
 import jax.numpy as jnp
