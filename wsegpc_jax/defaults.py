@@ -300,6 +300,7 @@ def get_synthetic(variant: str = "") -> ConfigDict:
   if variant == "demo":
     data.root = "data/synthetic_demo"
     data.synthetic.train, data.synthetic.val = 60, 10
+    train.total_steps = 450
     # Two programs to compile.
     data.smallest_bucket, data.largest_bucket = 9_500, 16_000
     data.bucket_ratio = 2.0
