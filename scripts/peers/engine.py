@@ -210,7 +210,7 @@ class Network:
     return np.asarray(self.infer())[: self.size]
 
   def first_state(self):
-    # A copy: the step takes its own and gives them up.
+    """(parameters, statistics, momenta): copies, as the step gives them up."""
     params, batch_stats = (
       jax.tree.map(jnp.array, self.variables[k])
       for k in ("params", "batch_stats")
