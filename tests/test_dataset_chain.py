@@ -4,13 +4,13 @@ The data sets are box rooms written in the layouts of ScanNet and S3DIS; the
 networks have one block at each end.
 """
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 
 from wsegpc_jax import defaults, evaluate, inputs, label, train
 from wsegpc_jax.interop import scannet
@@ -24,14 +24,6 @@ _ROOT = Path(__file__).parents[1]
 _ARCH = ((1, 0, 0, 0, 0, 0, 0, 1), minkunet.ARCHITECTURES["14A"][1], 1)
 
 
-def _script(name):
-  path = _ROOT / "scripts" / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
 def _prepared_scannet(folder):
   """The raw release through the script, in the asset layout."""
   scenes = {"train": ["scene0000_00", "scene0001_00"], "val": ["scene0707_00"]}
@@ -42,7 +34,7 @@ def _prepared_scannet(folder):
     (folder / f"{split}.txt").write_text("\n".join(names))
     lists.append(f"{split}={folder / split}.txt")
   height, width = miniature_scannet.SIZE
-  _script("prepare_scannet").main(
+  script_modules.load("prepare_scannet").main(
     ["--raw", str(raw), "--root", str(folder / "set")]
     + ["--label_map", str(raw / "labels.tsv"), "--split", *lists]
     + ["--image_size", str(height), str(width)]

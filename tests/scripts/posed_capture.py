@@ -1,15 +1,10 @@
 """A capture of a box room, made by casting rays, and the script on it."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
+import script_modules
 from PIL import Image
 
-_SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_posed_rgbd.py"
-_SPEC = importlib.util.spec_from_file_location("prepare_posed_rgbd", _SCRIPT)
-prepare = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(prepare)
+prepare = script_modules.load("prepare_posed_rgbd")
 
 ROOM = np.array([4.0, 3.0, 2.4])
 BLOCK = np.array([[1.6, 1.0, 0.0], [2.6, 1.8, 0.8]])  # a table in the middle

@@ -1,22 +1,15 @@
 """The engine's benchmark around what it times."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 
-_SCRIPTS = Path(__file__).parents[2] / "scripts"
-sys.path.append(str(_SCRIPTS))
-_SPEC = importlib.util.spec_from_file_location(
-  "benchmark", _SCRIPTS / "benchmark.py"
-)
-script = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(script)
+script = script_modules.load("benchmark")
 
 
 def test_a_room_is_a_surface_in_morton_order():
@@ -157,7 +150,7 @@ for part, name in enumerate(("params", "batch_stats")):
 
 def test_a_batch_on_two_devices_is_one_of_both_scenes():
   done = subprocess.run(
-    [sys.executable, "-c", TWO_DEVICES, str(_SCRIPTS)],
+    [sys.executable, "-c", TWO_DEVICES, str(script_modules.SCRIPTS)],
     env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
     capture_output=True,
     text=True,

@@ -1,26 +1,16 @@
 """Measuring the input: the shares add up, and nothing is left patched."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+import script_modules
 
 from wsegpc_jax import defaults
 from wsegpc_jax.data import samples
 
-_SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_input.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-  spec = importlib.util.spec_from_file_location("benchmark_input", _SCRIPT)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+script = script_modules.load("benchmark_input")
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_shares_of_a_sample(script, tmp_path, cache):
+def test_shares_of_a_sample(tmp_path, cache):
   config = defaults.get_tiny("smoke")
   config.data.root = str(tmp_path / "rooms")
   config.data.cache = str(tmp_path / "cache") if cache else ""

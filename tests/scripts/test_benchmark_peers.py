@@ -1,20 +1,13 @@
 """The comparison around what it times: a side that differs is not timed."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 
-_SCRIPTS = Path(__file__).parents[2] / "scripts"
-sys.path.append(str(_SCRIPTS))
-_SPEC = importlib.util.spec_from_file_location(
-  "benchmark_peers", _SCRIPTS / "benchmark_peers.py"
-)
-script = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(script)
+script = script_modules.load("benchmark_peers")
 
 # A side without a network: its answers are off by what its name says.
 PEER = """

@@ -1,6 +1,5 @@
 """The benchmark of SPVCNN around what it times: a peer that differs is not."""
 
-import importlib.util
 import json
 import math
 import subprocess
@@ -9,14 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 
 from wsegpc_jax.data import lidar_samples
 from wsegpc_jax.types import DataError, TrainState
 
-_SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_spvcnn.py"
-_SPEC = importlib.util.spec_from_file_location("benchmark_spvcnn", _SCRIPT)
-script = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(script)
+script = script_modules.load("benchmark_spvcnn")
 
 LOGITS = np.linspace(-8, 4, 12, dtype=np.float32).reshape(4, 3)
 FIRST = {"loss": 2.0, "grad_norm": 0.5}

@@ -1,20 +1,16 @@
 """Two runs through the script, against numbers worked out here."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 
 from wsegpc_jax import evaluate
 from wsegpc_jax.metrics.scene_matrices import SceneMatrices
 from wsegpc_jax.types import DataError
 
-_SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_runs.py"
-_SPEC = importlib.util.spec_from_file_location("compare_runs", _SCRIPT)
-compare_runs = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(compare_runs)
+compare_runs = script_modules.load("compare_runs")
 
 CLASSES = ("wall", "shower curtain")
 NAMES = ("a", "b", "c")

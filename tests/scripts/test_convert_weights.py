@@ -1,14 +1,13 @@
 """Weights through the script: into a run, out of a run, and what it refuses."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import script_modules
 from flax import traverse_util
 
 from wsegpc_jax import checkpoints, defaults, experiment, inputs, train
@@ -16,10 +15,8 @@ from wsegpc_jax.data.box_rooms import write_rooms
 from wsegpc_jax.interop import torch_pickle, weights
 from wsegpc_jax.types import DataError
 
-_SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_weights.py"
-_SPEC = importlib.util.spec_from_file_location("convert_weights", _SCRIPT)
-convert = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(convert)
+_SCRIPT = script_modules.SCRIPTS / "convert_weights.py"
+convert = script_modules.load("convert_weights")
 
 CLASSES = 5
 

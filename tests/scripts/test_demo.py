@@ -1,32 +1,18 @@
 """The demo and the ladder's command, with programs that only pretend."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
+import ladder_parts
 import pytest
+import script_modules
 
 from wsegpc_jax import evaluate
 from wsegpc_jax.ladder import page, results, rows, run
 from wsegpc_jax.metrics.scene_matrices import SceneMatrices
 from wsegpc_jax.types import DataError
 
-_ROOT = Path(__file__).parents[2]
-sys.path.append(str(_ROOT / "tests"))
-
-import ladder_parts  # noqa: E402
-
-
-def _load(name):
-  path = _ROOT / "scripts" / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(f"script_{name}", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-demo, ladder = _load("demo"), _load("ladder")
+demo, ladder = map(script_modules.load, ("demo", "ladder"))
 
 
 @pytest.fixture(scope="module")

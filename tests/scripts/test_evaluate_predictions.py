@@ -1,22 +1,18 @@
 """Predictions on disk, in both formats, against scores by definition."""
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 
 from wsegpc_jax.data import assets, box_rooms
 from wsegpc_jax.interop import scannet
 from wsegpc_jax.metrics import scene_matrices
 from wsegpc_jax.types import IGNORE_LABEL, DataError
 
-_SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_predictions.py"
-_SPEC = importlib.util.spec_from_file_location("evaluate_predictions", _SCRIPT)
-script = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(script)
+script = script_modules.load("evaluate_predictions")
 
 CLASSES = scannet.CLASSES
 NAMES = ("scene0", "scene1")

@@ -1,7 +1,6 @@
 """Miniature releases, faults included, through the script and back."""
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 
 from wsegpc_jax.data import assets, s3dis_processed
 from wsegpc_jax.data.links import link_points
@@ -17,19 +17,11 @@ from wsegpc_jax.data.preparation import verify
 from wsegpc_jax.interop import s3dis
 from wsegpc_jax.types import DataError
 
-_TESTS = Path(__file__).parents[1]
-_SCRIPT = _TESTS.parent / "scripts" / "prepare_s3dis.py"
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+import miniature_s3dis as miniature  # noqa: E402
 
-
-def _load(path):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-prepare = _load(_SCRIPT)
-miniature = _load(_TESTS / "data" / "miniature_s3dis.py")
+_SCRIPT = script_modules.SCRIPTS / "prepare_s3dis.py"
+prepare = script_modules.load("prepare_s3dis")
 
 # The same room name in several areas; a name that begins with another.
 ROOMS = ((1, "office_1"), (1, "office_10"), (2, "office_1"), (5, "office_1"))

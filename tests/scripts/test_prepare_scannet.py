@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 
 from wsegpc_jax.data import assets
 from wsegpc_jax.data.links import link_points
@@ -17,10 +18,8 @@ from wsegpc_jax.types import DataError
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 import miniature_scannet as miniature  # noqa: E402
 
-_SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_scannet.py"
-_SPEC = importlib.util.spec_from_file_location("prepare_scannet", _SCRIPT)
-script = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(script)
+_SCRIPT = script_modules.SCRIPTS / "prepare_scannet.py"
+script = script_modules.load("prepare_scannet")
 
 A, B, C = "scene0000_00", "scene0000_01", "scene0707_00"
 H, W = miniature.SIZE
@@ -251,6 +250,6 @@ def test_a_mistake_is_one_line(tmp_path):
 
 def test_without_scikit_image_it_says_so_first(tmp_path, monkeypatch):
   miniature.write_label_map(tmp_path / "labels.tsv")
-  monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ImportError, match="wsegpc-jax\\[prepare\\]"):
     script.main(raw_arguments(tmp_path, train=[A]))

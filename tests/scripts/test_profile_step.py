@@ -1,25 +1,15 @@
 """Profiling a step: padding by brute force, and every figure is there."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+import script_modules
 
 from wsegpc_jax import defaults
 from wsegpc_jax.models import minkunet
 
-_SCRIPT = Path(__file__).parents[2] / "scripts" / "profile_step.py"
+script = script_modules.load("profile_step")
 # No blocks between the levels: enough to run, little to compile.
 _ARCH = ((0,) * 8, minkunet.ARCHITECTURES["14A"][1], 1)
-
-
-@pytest.fixture(scope="module")
-def script():
-  spec = importlib.util.spec_from_file_location("profile_step", _SCRIPT)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 @pytest.fixture
@@ -37,7 +27,7 @@ def config(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_padding_is_what_the_batches_hold(script, config, parts):
+def test_padding_is_what_the_batches_hold(config, parts):
   config.train.accumulate = parts
   setup = script.Setup(config)
   voxels, rows = np.zeros(5, int), 0
@@ -60,7 +50,7 @@ def test_padding_is_what_the_batches_hold(script, config, parts):
   assert len(batches) > 1
 
 
-def test_all_figures_are_there(script, config, capsys):
+def test_all_figures_are_there(config, capsys):
   config.data.bucket_ratio = 5.0  # one program
   config.data.smallest_bucket = 4000
   result = script.measure(config.lock(), steps=2, memory=False)

@@ -1,12 +1,11 @@
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 
 from wsegpc_jax.data import box_rooms
 from wsegpc_jax.data.assets import load_frame, load_scene, open_dataset
@@ -19,10 +18,8 @@ from wsegpc_jax.regions.superpoints import (
 )
 from wsegpc_jax.types import DataError
 
-_SCRIPT = Path(__file__).parents[2] / "scripts" / "region_quality.py"
-_SPEC = importlib.util.spec_from_file_location("region_quality_script", _SCRIPT)
-script = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(script)
+_SCRIPT = script_modules.SCRIPTS / "region_quality.py"
+script = script_modules.load("region_quality")
 
 K = len(box_rooms.CLASSES)
 

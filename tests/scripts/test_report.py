@@ -1,6 +1,5 @@
 """The script on working directories made by hand: its page, its mistakes."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,16 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 from report_pages import CONFUSION, check_self_contained, write_run
 
 from wsegpc_jax.data import box_rooms
 from wsegpc_jax.defaults import get_tiny
 from wsegpc_jax.types import DataError
 
-_SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
-_SPEC = importlib.util.spec_from_file_location("report_script", _SCRIPT)
-script = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(script)
+_SCRIPT = script_modules.SCRIPTS / "report.py"
+script = script_modules.load("report")
 
 
 @pytest.fixture(scope="module")

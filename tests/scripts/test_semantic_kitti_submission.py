@@ -1,24 +1,19 @@
 """Submissions made and checked from the command line."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 
 from wsegpc_jax.interop import semantic_kitti as kitti
 from wsegpc_jax.types import DataError
 
-_SCRIPT = Path(__file__).parents[2] / "scripts" / "semantic_kitti_submission.py"
-_SPEC = importlib.util.spec_from_file_location(
-  "semantic_kitti_submission_script", _SCRIPT
-)
-script = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(script)
+_SCRIPT = script_modules.SCRIPTS / "semantic_kitti_submission.py"
+script = script_modules.load("semantic_kitti_submission")
 
 OFFICIAL = kitti.LABEL_MAPS["official"]
 

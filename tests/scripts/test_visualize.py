@@ -3,10 +3,10 @@
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 from PIL import Image
 
 from wsegpc_jax.data import box_rooms
@@ -14,10 +14,8 @@ from wsegpc_jax.interop.ply import write_point_cloud
 from wsegpc_jax.types import IGNORE_LABEL, DataError
 from wsegpc_jax.viewer.prediction import read_prediction
 
-_SCRIPT = Path(__file__).parents[2] / "scripts" / "visualize.py"
-_SPEC = importlib.util.spec_from_file_location("visualize", _SCRIPT)
-visualize = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(visualize)
+_SCRIPT = script_modules.SCRIPTS / "visualize.py"
+visualize = script_modules.load("visualize")
 
 CLASSES = ("wall", "floor", "chair")
 _HAS_VISER = importlib.util.find_spec("viser") is not None
