@@ -42,7 +42,11 @@ _STAGES = {
     (samples, "crop_nearest_half"),
     (samples, "drop_structures"),
   ),
-  "augment points": ((augment, "teacher_view"), (augment, "student_view")),
+  "augment points": (
+    (augment, "teacher_view"),
+    (augment, "student_view"),
+    (augment, "view_colors"),
+  ),
   "augment images": ((image_augment, "color_jitter"),),
   "voxelise": ((voxelize, "voxelize"),),
   "link": ((links, "link_points"), (links, "draw_pairs")),

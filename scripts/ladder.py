@@ -50,6 +50,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     "--data", default="", help="folder of rooms (default: they are made)"
   )
   parser.add_argument(
+    "--set",
+    nargs="+",
+    default=[],
+    metavar="FIELD=VALUE",
+    help="config fields of all rows, such as dtype=bfloat16",
+  )
+  parser.add_argument(
     "--table",
     nargs="*",
     metavar="RESULTS",
@@ -73,10 +80,11 @@ def run(args: argparse.Namespace) -> None:
   from wsegpc_jax.ladder import run as runs
 
   command = shlex.join(["python", "scripts/ladder.py", *sys.argv[1:]])
+  load = rows.config_loader(_ROOT / "configs", rows.PRESETS[args.preset])
   ladder = runs.Ladder(
     workdir=Path(args.workdir),
-    load=rows.config_loader(_ROOT / "configs", rows.PRESETS[args.preset]),
-    overrides=rows.prepared_rooms(args.data),
+    load=load,
+    overrides=rows.prepared_rooms(args.data) | rows.set_fields(args.set, load),
   )
   found = runs.run_all(ladder, args.seeds, args.rows, command=command)
   print(tables.text(found))

@@ -100,6 +100,20 @@ def test_predecessors_run_first():
     names("nope")
 
 
+def test_fields_set_as_text():
+  load = rows.config_loader(ladder_parts.CONFIGS, "smoke")
+  fields = rows.set_fields(
+    ["dtype=bfloat16", "train.lr=0.25", "data.threads=3", "train.lr=1"], load
+  )
+  assert fields == {"dtype": "bfloat16", "train.lr": 1, "data.threads": 3}
+  config = load("synthetic_rpc")
+  config.update_from_flattened_dict(fields)
+  assert (config.dtype, config.train.lr) == ("bfloat16", 1.0)
+  for text in ("nope=1", "train.nope=1", "data.threads=x", "dtype", "data=1"):
+    with pytest.raises(DataError, match=f"'{text}': expected a field"):
+      rows.set_fields([text], load)
+
+
 def test_missing_config_folder(tmp_path):
   load = rows.config_loader(tmp_path)
   with pytest.raises(DataError, match="synthetic_cam.py not found"):

@@ -1,6 +1,7 @@
 """Colours against colorsys, geometry against fitted linear maps."""
 
 import colorsys
+import functools
 
 import numpy as np
 import pytest
@@ -22,13 +23,8 @@ def _colors(num_points, seed=0):
   return _rng(seed).uniform(0, 255, (num_points, 3)).astype(np.float32)
 
 
-def _scan(num_points=500, seed=0):
-  rng = _rng(seed)
-  coord = rng.uniform(-4, 4, (num_points, 3)).astype(np.float32)
-  normal = rng.standard_normal((num_points, 3))
-  normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-  color = rng.integers(0, 256, (num_points, 3)).astype(np.float32)
-  return coord, color, normal.astype(np.float32)
+def _coords(num_points=500, seed=0):
+  return _rng(seed).uniform(-4, 4, (num_points, 3)).astype(np.float32)
 
 
 def _linear_map(before, after):
@@ -181,54 +177,97 @@ def test_augment_color_stays_in_range_from_constant_colours(level):
     assert out.max() <= 255
 
 
+def test_the_range_of_all_points_is_stretched():
+  color = _colors(60) * 0.5 + 60
+  points = np.array([7, 3, 3, 59])
+  whole = augment.color_auto_contrast(color, _rng(), probability=1.0)
+  some = augment.color_auto_contrast(
+    color, _rng(), probability=1.0, points=points
+  )
+  np.testing.assert_array_equal(some, whole[points])
+  assert (some != color[points]).any()
+
+
+def test_view_colors_are_those_of_all_points_augmented(monkeypatch):
+  """Without noise of single points, for which others do not matter."""
+  monkeypatch.setattr(augment, "color_jitter", lambda color, rng: color)
+  color = _rng(1).integers(40, 200, (300, 3)).astype(np.uint8)
+  student, teacher = _rng(2).integers(0, 300, (2, 50))
+  seen = set()
+  for seed in range(60):
+    found = augment.view_colors(
+      color, _rng(seed), student=student, teacher=teacher
+    )
+    rng = _rng(seed)
+    stretched = tuple(rng.random(2) < 0.2)
+    first = augment.augment_color(color, rng, auto_contrast=stretched[0])
+    second = augment.augment_color(first, rng, auto_contrast=stretched[1])
+    np.testing.assert_array_equal(found[0], second[student])
+    np.testing.assert_array_equal(found[1], first[teacher])
+    assert found[0].dtype == found[1].dtype == np.float32
+    seen.add(stretched)
+  assert len(seen) == 4
+
+
+def test_the_student_sees_the_teachers_noise_and_more(monkeypatch):
+  for name in ("color_translation", "hue_saturation"):
+    monkeypatch.setattr(augment, name, lambda color, rng: color)
+  monkeypatch.setattr(augment, "AUTO_CONTRAST", 0.0)
+  jitter = functools.partial(augment.color_jitter, probability=1.0)
+  monkeypatch.setattr(augment, "color_jitter", jitter)
+  points = np.arange(0, 20000, 2)
+  student, teacher = augment.view_colors(
+    _grey(20000), _rng(), student=points, teacher=points
+  )
+  first, second = teacher - GREY, student - teacher
+  for noise in (first, second):
+    np.testing.assert_allclose(noise.std(), 0.05 * 255, rtol=0.02)
+  assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.02
+
+
 def test_no_points_is_no_error():
   empty = np.empty((0, 3), np.float32)
+  none = np.zeros(0, np.int64)
   for seed in range(20):
-    for array in augment.student_view(empty, empty, empty, _rng(seed)):
-      assert array.shape == (0, 3)
+    for view in (augment.student_view, augment.teacher_view):
+      assert view(empty, _rng(seed))[0].shape == (0, 3)
+    colors = augment.view_colors(empty, _rng(seed), student=none, teacher=none)
+    assert [c.shape for c in colors] == [(0, 3), (0, 3)]
 
 
 # Geometry.
 
 
+def test_move_is_a_linear_map():
+  coord, linear = _coords(50), _rng(3).standard_normal((3, 3))
+  moved = augment.move(coord, linear)
+  np.testing.assert_allclose(moved, coord @ linear.T, atol=1e-5)
+  assert moved.dtype == np.float32 and moved.flags.c_contiguous
+
+
 def test_flip_mirrors_x_and_y_independently():
-  coord, _, normal = _scan(10)
   seen = []
   rng = _rng(2)
   for _ in range(400):
-    out, turned = augment.flip(coord, normal, rng)
-    signs = out[0] / coord[0]
-    np.testing.assert_array_equal(out, coord * signs)
-    np.testing.assert_array_equal(turned, normal * signs)
-    assert signs[2] == 1
+    linear = augment.flip(rng)
+    signs = np.diag(linear)
+    np.testing.assert_array_equal(linear, np.diag(signs))
+    assert signs[2] == 1 and (np.abs(signs) == 1).all()
     seen.append(tuple(signs[:2]))
   for case in [(1, 1), (1, -1), (-1, 1), (-1, -1)]:
     assert 60 < seen.count(case) < 140  # 100 expected
 
 
-def test_flip_changes_handedness_once_per_mirror():
-  frame = np.eye(3, dtype=np.float32)
-  rng = _rng(5)
-  for _ in range(20):
-    coord, normal = augment.flip(frame, frame, rng)
-    mirrors = int(coord[0, 0] < 0) + int(coord[1, 1] < 0)
-    assert np.linalg.det(normal) == pytest.approx((-1) ** mirrors)
-
-
 def test_rotation_is_rigid_about_z_and_uniform_in_its_range():
-  coord, _, normal = _scan(50)
   limit = np.pi / 3
   angles = []
   rng = _rng(4)
   for _ in range(600):
-    out, turned = augment.rotate_z(coord, normal, rng, max_angle=limit)
-    linear = _linear_map(coord, out)
+    linear = augment.rotation_z(rng, max_angle=limit)
     angle = np.arctan2(linear[1, 0], linear[0, 0])
     cosine, sine = np.cos(angle), np.sin(angle)
     expected = [[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]
-    np.testing.assert_allclose(linear, expected, atol=1e-6)
-    np.testing.assert_allclose(turned, normal @ linear.T, atol=1e-6)
-    np.testing.assert_array_equal(out[:, 2], coord[:, 2])
+    np.testing.assert_allclose(linear, expected, atol=1e-12)
     angles.append(angle)
   angles = np.array(angles)
   still = np.abs(angles) < 1e-9
@@ -238,20 +277,6 @@ def test_rotation_is_rigid_about_z_and_uniform_in_its_range():
   assert moved.min() < -0.95 * limit
   assert moved.max() > 0.95 * limit
   np.testing.assert_allclose(moved.std(), limit / 3**0.5, rtol=0.1)
-
-
-def test_scale_is_one_factor_in_its_range():
-  coord, _, _ = _scan(20)
-  factors = []
-  rng = _rng(6)
-  for _ in range(300):
-    out = augment.scale(coord, rng)
-    factor = out[0, 0] / coord[0, 0]
-    np.testing.assert_allclose(out, coord * factor, rtol=1e-6)
-    factors.append(factor)
-  assert 0.8 - 1e-6 <= min(factors) < 0.81
-  assert 1.19 < max(factors) <= 1.2 + 1e-6
-  assert abs(np.mean(factors) - 1) < 0.03
 
 
 def test_jitter_of_points_is_clipped_gaussian():
@@ -269,15 +294,14 @@ def test_jitter_of_points_is_clipped_gaussian():
 
 
 def test_teacher_view_is_flips_and_a_small_turn():
-  coord, color, normal = _scan()
+  coord = _coords()
   angles, signs = [], []
   for seed in range(300):
-    out, _, turned = augment.teacher_view(coord, color, normal, _rng(seed))
-    linear = _linear_map(coord, out)
-    np.testing.assert_allclose(coord @ linear.T, out, atol=1e-5)
-    np.testing.assert_allclose(normal @ linear.T, turned, atol=1e-5)
-    np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-6)
-    _, sign, angle = _split(linear)
+    out, turn = augment.teacher_view(coord, _rng(seed))
+    np.testing.assert_allclose(_linear_map(coord, out), turn, atol=1e-5)
+    np.testing.assert_allclose(coord @ turn.T, out, atol=1e-5)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
+    _, sign, angle = _split(turn)
     angles.append(angle)
     signs.append(tuple(sign))
   assert len(set(signs)) == 4
@@ -286,19 +310,18 @@ def test_teacher_view_is_flips_and_a_small_turn():
 
 
 def test_student_view_is_flips_turn_scale_and_jitter():
-  coord, color, normal = _scan()
+  coord = _coords()
   angles, scales, signs = [], [], []
   for seed in range(300):
-    out, _, turned = augment.student_view(coord, color, normal, _rng(seed))
+    out, turn = augment.student_view(coord, _rng(seed))
     linear = _linear_map(coord, out)
     residual = out - coord @ linear.T
     assert 0.004 < residual.std() < 0.006
     assert np.abs(residual).max() < 0.022
     scale, sign, angle = _split(linear)
     # The normals see the same turn and mirrors, and no scale.
-    rigid = _linear_map(normal, turned)
-    np.testing.assert_allclose(rigid @ rigid.T, np.eye(3), atol=1e-6)
-    np.testing.assert_allclose(rigid, linear / scale, atol=2e-3)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(turn, linear / scale, atol=2e-3)
     angles.append(angle)
     scales.append(scale)
     signs.append(tuple(sign))
@@ -306,17 +329,16 @@ def test_student_view_is_flips_turn_scale_and_jitter():
   assert 0.9 * np.pi / 6 < np.abs(angles).max() <= np.pi / 6 + 2e-3
   assert 0.799 < min(scales) < 0.82
   assert 1.18 < max(scales) < 1.201
+  assert abs(np.mean(scales) - 1) < 0.03
 
 
 def test_student_view_can_turn_all_the_way():
-  coord = np.array([[1000.0, 0, 0]], np.float32)
-  normal = np.array([[1.0, 0, 0]], np.float32)
   angles = []
   for seed in range(400):
-    _, _, turned = augment.student_view(
-      coord, coord, normal, _rng(seed), max_rotation=np.pi
+    _, turn = augment.student_view(
+      np.zeros((1, 3), np.float32), _rng(seed), max_rotation=np.pi
     )
-    angles.append(np.arctan2(turned[0, 1], turned[0, 0]))
+    angles.append(np.arctan2(turn[1, 0], turn[0, 0]))
   counts = np.histogram(angles, bins=8, range=(-np.pi, np.pi))[0]
   assert counts.min() > 10
 
@@ -329,38 +351,27 @@ def test_planes_keep_their_normals(name):
     frame = np.linalg.qr(rng.standard_normal((3, 3)))[0]
     in_plane = rng.uniform(-3, 3, (200, 2))
     coord = (in_plane @ frame[:2] + rng.uniform(-2, 2, 3)).astype(np.float32)
-    normal = np.tile(frame[2], (200, 1)).astype(np.float32)
-    out, _, turned = view(coord, _colors(200), normal, _rng(seed))
-    height = ((out - out.mean(axis=0)) * turned).sum(axis=1)
+    out, turn = view(coord, _rng(seed))
+    normal = augment.move(frame[2:], turn)
+    height = ((out - out.mean(axis=0)) * normal).sum(axis=1)
     # Jitter moves a point by 0.02 along each axis at most.
     limit = 1e-5 if name == "teacher_view" else 0.02 * 3**0.5 + 2e-3
     assert np.abs(height).max() < limit
 
 
 @pytest.mark.parametrize("name", ["teacher_view", "student_view"])
-def test_views_colour_with_augment_color(name):
-  # The first draws of a view are those of its colours.
-  coord, color, normal = _scan(40)
-  out = getattr(augment, name)(coord, color, normal, _rng(11))
-  np.testing.assert_array_equal(out[1], augment.augment_color(color, _rng(11)))
-
-
-@pytest.mark.parametrize("name", ["teacher_view", "student_view"])
 def test_views_are_pure(name):
   view = getattr(augment, name)
-  scan = _scan(30)
-  before = [array.copy() for array in scan]
+  coord = _coords(30)
+  before = coord.copy()
   for seed in range(20):
-    first = view(*scan, _rng(seed))
-    second = view(*scan, _rng(seed))
-    for array, other in zip(first, second, strict=True):
-      assert array.dtype == np.float32
-      np.testing.assert_array_equal(array, other)
-      assert not any(np.shares_memory(array, given) for given in scan)
-  for array, copy in zip(scan, before, strict=True):
-    np.testing.assert_array_equal(array, copy)
-  different = view(*scan, _rng(100))
-  assert (different[1] != first[1]).any()
+    (first, turn), (second, same) = (view(coord, _rng(seed)) for _ in range(2))
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(turn, same)
+    assert not np.shares_memory(first, coord)
+  np.testing.assert_array_equal(coord, before)
+  assert (view(coord, _rng(100))[0] != first).any()
 
 
 @pytest.mark.parametrize(
@@ -370,7 +381,7 @@ def test_views_are_pure(name):
     augment.color_translation,
     augment.color_jitter,
     augment.hue_saturation,
-    augment.scale,
+    augment.augment_color,
     augment.jitter,
   ],
 )

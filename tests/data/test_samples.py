@@ -73,7 +73,7 @@ class Spy:
 
   def __init__(self):
     self.teacher, self.student, self.voxelized, self.jitters = [], [], [], []
-    self.points = 0
+    self.colors, self.points = [], 0
 
   def original(self, dataset, *names):
     """(scene number, point) in the data set of every point, in order."""
@@ -99,20 +99,21 @@ def spy(monkeypatch):
   augment, voxel_lib = samples.augment, samples.voxel_lib
   real = augment.teacher_view, augment.student_view, voxel_lib.voxelize
 
-  def teacher_view(coord, color, normal, rng):
-    out = real[0](coord, color, normal, rng)
-    colors = code(seen.points + np.arange(len(coord)))
-    seen.teacher.append(dict(coord=coord, normal=out[2], colors=colors))
-    return out[0], colors, out[2]
+  def teacher_view(coord, rng):
+    moved, turn = real[0](coord, rng)
+    seen.teacher.append(dict(coord=coord, turn=turn))
+    return moved, turn
 
-  def student_view(coord, color, normal, rng, **kwargs):
-    out = real[1](coord, color, normal, rng, **kwargs)
-    seen.student.append(
-      dict(coord=coord, color=color, moved=out[0], normal=out[2], **kwargs)
-    )
-    colors = code(seen.points + np.arange(len(coord)))
-    seen.points += len(coord)
-    return out[0], colors, out[2]
+  def student_view(coord, rng, **kwargs):
+    moved, turn = real[1](coord, rng, **kwargs)
+    seen.student.append(dict(coord=coord, moved=moved, turn=turn, **kwargs))
+    return moved, turn
+
+  def view_colors(color, rng, *, student, teacher):
+    seen.colors.append(color)
+    start = seen.points
+    seen.points += len(color)
+    return code(start + student), code(start + teacher)
 
   def voxelize(coord, size, *, shift):
     seen.voxelized.append((coord, size, np.asarray(shift)))
@@ -124,6 +125,7 @@ def spy(monkeypatch):
 
   monkeypatch.setattr(augment, "teacher_view", teacher_view)
   monkeypatch.setattr(augment, "student_view", student_view)
+  monkeypatch.setattr(augment, "view_colors", view_colors)
   monkeypatch.setattr(voxel_lib, "voxelize", voxelize)
   monkeypatch.setattr(samples.image_augment, "color_jitter", color_jitter)
   return seen
@@ -168,8 +170,12 @@ class TestVoxels:
       first.setdefault(cell, point)
     ids = decode(voxels.features)
     assert sorted(ids) == sorted(first.values())
-    normal = (spy.student, spy.teacher)[view][0]["normal"]
-    np.testing.assert_array_equal(voxels.features[:, 3:], normal[ids])
+    scene = assets.load_scene(dataset, "first")
+    turn = (spy.student, spy.teacher)[view][0]["turn"]
+    np.testing.assert_allclose(
+      voxels.features[:, 3:], scene.normal[ids] @ turn.T, atol=1e-6
+    )
+    np.testing.assert_array_equal(spy.colors[0], scene.color)
     # Coordinates are those of the cells, from a multiple of 16 on.
     offset = cells[ids] - voxels.coords
     assert (offset == offset[0]).all() and not (offset % 16).any()
@@ -183,12 +189,25 @@ class TestVoxels:
     points = decode(sample.student.features)
     np.testing.assert_array_equal(cells[represented], cells[points])
 
-  def test_the_student_starts_from_the_teachers_colours(self, dataset, spy):
+  def test_both_views_start_from_the_scan(self, dataset, spy):
     make(dataset, max_rotation=0.25)
     teacher, student = spy.teacher[0], spy.student[0]
-    np.testing.assert_array_equal(student["color"], teacher["colors"])
     np.testing.assert_array_equal(student["coord"], teacher["coord"])
     assert student["max_rotation"] == 0.25
+
+  def test_colours_are_those_of_the_views(self, dataset, monkeypatch):
+    """Auto-contrast off, noise and shifts off: only hue and saturation vary."""
+    augment = samples.augment
+    for name in ("color_translation", "color_jitter"):
+      monkeypatch.setattr(augment, name, lambda color, rng: color)
+    monkeypatch.setattr(augment, "AUTO_CONTRAST", 0.0)
+    sample = make(dataset)
+    scene = assets.load_scene(dataset, "first")
+    brightest = {int(c) for c in scene.color.max(1)}
+    for view in (sample.student, sample.teacher):
+      value = (view.features[:, :3].max(1) + 1) * 127.5
+      assert {int(v) for v in np.rint(value)} <= brightest
+      assert len(np.unique(view.features[:, :3], axis=0)) > 10
 
   def test_grids_are_shifted_by_0_to_99_along_every_axis(self, dataset, spy):
     for seed in range(12):
@@ -268,9 +287,10 @@ class TestRemovals:
     # The first point still represents its voxel, in both views.
     for view, voxels in enumerate((sample.student, sample.teacher)):
       first = {}
-      for point, cell in zip(rows, map(tuple, spy.cells(view)), strict=True):
+      for point, cell in enumerate(map(tuple, spy.cells(view))):
         first.setdefault(cell, point)
       assert sorted(decode(voxels.features)) == sorted(first.values())
+    np.testing.assert_array_equal(spy.colors[0], scene.color[rows])
     left = scene.coord[spy.original(dataset, "first")[rows, 1]]
     assert np.ptp(left, axis=0).max() < 0.7 * np.ptp(scene.coord, axis=0).max()
     label = scene.label[spy.original(dataset, "first")[rows, 1]]
@@ -373,6 +393,16 @@ class TestMix:
     original = spy.original(dataset, *names)
     number, point = original[decode(sample.student.features)].T
     assert set(number) == {0, 1}
+    # Colours and normals are those of a voxel's own scene.
+    for found, scene in zip(spy.colors, scenes, strict=True):
+      np.testing.assert_array_equal(found, scene.color)
+    for view, voxels in enumerate((sample.student, sample.teacher)):
+      turns = [v["turn"] for v in (spy.student, spy.teacher)[view]]
+      expected = [
+        turns[s] @ scenes[s].normal[p]
+        for s, p in original[decode(voxels.features)]
+      ]
+      np.testing.assert_allclose(voxels.features[:, 3:], expected, atol=1e-6)
     # Each has a class that the other one lacks.
     assert (scenes[0].tags > scenes[1].tags).any()
     assert (scenes[1].tags > scenes[0].tags).any()
@@ -427,6 +457,13 @@ class TestMix:
   def test_off_by_default(self, dataset, spy):
     make(dataset, others=("second",))
     assert len(spy.teacher) == 1
+
+
+def test_high_numbers_of_regions_change_nothing(dataset, monkeypatch):
+  expected = make(dataset)
+  monkeypatch.setattr(samples, "LARGEST_TABLE", 3)
+  assert same(make(dataset), expected)
+  assert expected.num_superpoints > 3 and expected.images.num_regions > 3
 
 
 def test_randomness_comes_from_the_generator(dataset):

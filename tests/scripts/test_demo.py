@@ -93,7 +93,7 @@ def test_ladder_writes_results_when_all_is_there(
   )
   out = tmp_path / "results" / "ladder.json"
   args = ["--data", root, "--workdir", str(tmp_path / "l"), "--out", str(out)]
-  args += ["--seeds", "2,5", "--rows", "cam,rpc"]
+  args += ["--seeds", "2,5", "--rows", "cam,rpc", "--set", "dtype=bfloat16"]
   pretend.stop_at = 9
   with pytest.raises(KeyboardInterrupt):
     ladder.main(args)
@@ -103,6 +103,8 @@ def test_ladder_writes_results_when_all_is_there(
   found = results.read(out)
   assert set(found["rows"]) == {"cam", "cmg", "rpc"}
   assert found["seeds"] == [2, 5]
+  config = json.loads((tmp_path / "l/seed_5/rpc/config.json").read_text())
+  assert config["dtype"] == "bfloat16"
   assert "cam < cmg" in capsys.readouterr().out
   ladder.main(["--table", str(out)])
   assert "| CAM only |" in capsys.readouterr().out

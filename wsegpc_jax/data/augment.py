@@ -6,37 +6,46 @@ colour transforms are those of Choy et al., "4D Spatio-Temporal ConvNets", CVPR
 2019.
 
 Dimension letter: N points. Arrays are numpy, `coord` float32 [N, 3] in metres
-with z up, `color` float32 [N, 3] in 0..255, `normal` float32 [N, 3] of any
-length (zero where unknown). All randomness comes from the generator that is
-passed in. No function writes to its arguments or returns them: results are
-always new float32 arrays.
+with z up, `color` float32 [N, 3] in 0..255. All randomness comes from the
+generator that is passed in. No function writes to its arguments or returns
+them: points and colours are always new float32 arrays.
 """
 
 import numpy as np
 
 from wsegpc_jax.sparse.voxelize import bounds
 
+AUTO_CONTRAST = 0.2  # how often
+SCALES = 0.8, 1.2  # of the student's view, smallest and largest
+ALL = slice(None)
+
 
 def color_auto_contrast(
-  color: np.ndarray, rng: np.random.Generator, *, probability: float = 0.2
+  color: np.ndarray,
+  rng: np.random.Generator,
+  *,
+  probability: float = AUTO_CONTRAST,
+  points: np.ndarray | slice = ALL,
 ) -> np.ndarray:
   """Stretches each channel towards the full range 0..255.
 
   Args:
-    color: float32 [N, 3] in 0..255.
+    color: [N, 3] in 0..255, float32 or uint8.
     rng: source of all randomness.
     probability: how often anything is changed.
+    points: the M whose colours are wanted, as an index into `color`. What is
+      stretched is the range of all.
 
   Returns:
-    float32 [N, 3]: a blend of the colours and their stretched copy, one
+    float32 [M, 3]: a blend of the colours and their stretched copy, one
     uniformly random share for all points. A constant channel has no range to
     stretch and stays as it is.
   """
-  color = np.array(color, np.float32)
+  everything, color = color, np.array(color[points], np.float32)
   if rng.random() >= probability or not len(color):
     return color
   share = np.float32(rng.random())
-  low, high = bounds(color)
+  low, high = (np.asarray(b, np.float32) for b in bounds(everything))
   extent = high - low
   gain = np.float32(255) / np.where(extent > 0, extent, np.float32(255))
   low[extent == 0] = 0
@@ -164,7 +173,13 @@ def hue_saturation(
   return np.ascontiguousarray(shift_hue(planes, turn, saturation=factor).T)
 
 
-def augment_color(color: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def augment_color(
+  color: np.ndarray,
+  rng: np.random.Generator,
+  *,
+  auto_contrast: float = AUTO_CONTRAST,
+  points: np.ndarray | slice = ALL,
+) -> np.ndarray:
   """The whole colour augmentation of one view of a scan.
 
   Auto-contrast, translation, jitter, then hue and saturation, each with the
@@ -173,85 +188,102 @@ def augment_color(color: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   Args:
     color: [N, 3] in 0..255, float32 or uint8.
     rng: source of all randomness.
+    auto_contrast: how often the colours are stretched.
+    points: the M whose colours are wanted, as an index into `color`. All others
+      count for the auto-contrast only.
 
   Returns:
-    float32 [N, 3] in 0..255.
+    float32 [M, 3] in 0..255.
   """
-  color = color_auto_contrast(color, rng)
+  color = color_auto_contrast(
+    color, rng, probability=auto_contrast, points=points
+  )
   color = color_translation(color, rng)
   color = color_jitter(color, rng)
   return hue_saturation(color, rng)
 
 
-def flip(
-  coord: np.ndarray,
-  normal: np.ndarray,
+def view_colors(
+  color: np.ndarray,
   rng: np.random.Generator,
   *,
-  probability: float = 0.5,
+  student: np.ndarray,
+  teacher: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
+  """Colours of the points that a student's and a teacher's view show.
+
+  The student sees the teacher's colours augmented once more. Every change but
+  the auto-contrast is of each point alone, so that only the points asked for
+  are changed unless the student's view is to be stretched.
+
+  Args:
+    color: [N, 3] in 0..255, as scanned, float32 or uint8.
+    rng: source of all randomness.
+    student: int [S], which points the student's view shows.
+    teacher: int [T], which points the teacher's view shows.
+
+  Returns:
+    Colours of the student's view, float32 [S, 3], and of the teacher's [T, 3].
+  """
+  stretched = rng.random(2) < AUTO_CONTRAST
+  shown = np.full(len(color), stretched[1])
+  shown[student] = shown[teacher] = True
+  place = np.cumsum(shown) - 1
+  seen = augment_color(color, rng, auto_contrast=stretched[0], points=shown)
+  again = augment_color(
+    seen, rng, auto_contrast=stretched[1], points=place[student]
+  )
+  return again, seen[place[teacher]]
+
+
+def flip(rng: np.random.Generator, *, probability: float = 0.5) -> np.ndarray:
   """Mirrors x, and independently y, through the origin.
 
   Args:
-    coord: float32 [N, 3], metres.
-    normal: float32 [N, 3], mirrored with the points.
     rng: source of all randomness.
     probability: how often each axis is mirrored.
 
   Returns:
-    The new `coord` and `normal`.
+    float64 [3, 3], for `move`.
   """
   mirrored = rng.random(2) < probability
-  sign = np.ones(3, np.float32)
-  sign[:2][mirrored] = -1
-  return _float32(coord) * sign, _float32(normal) * sign
+  return np.diag([*np.where(mirrored, -1.0, 1.0), 1.0])
 
 
-def rotate_z(
-  coord: np.ndarray,
-  normal: np.ndarray,
-  rng: np.random.Generator,
-  *,
-  max_angle: float,
-  probability: float = 0.5,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Turns the scan about the z axis through the origin.
+def rotation_z(
+  rng: np.random.Generator, *, max_angle: float, probability: float = 0.5
+) -> np.ndarray:
+  """Turns about the z axis through the origin.
 
   Args:
-    coord: float32 [N, 3], metres.
-    normal: float32 [N, 3], turned with the points.
     rng: source of all randomness.
     max_angle: the angle is uniform in +-max_angle, radians.
-    probability: how often anything is changed.
+    probability: how often anything is turned.
 
   Returns:
-    The new `coord` and `normal`.
+    float64 [3, 3], for `move`.
   """
   angle = 0.0
   if rng.random() < probability:
     angle = rng.uniform(-max_angle, max_angle)
-  return _turn_z(coord, angle), _turn_z(normal, angle)
+  cosine, sine = np.cos(angle), np.sin(angle)
+  return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
 
 
-def scale(
-  coord: np.ndarray,
-  rng: np.random.Generator,
-  *,
-  low: float = 0.8,
-  high: float = 1.2,
-) -> np.ndarray:
-  """Scales all axes by one factor, uniform in low..high.
+def move(points: np.ndarray, linear: np.ndarray) -> np.ndarray:
+  """Applies a linear map to points or normals.
 
   Args:
-    coord: float32 [N, 3], metres.
-    rng: source of all randomness.
-    low: smallest factor.
-    high: largest factor.
+    points: float32 [N, 3].
+    linear: [3, 3].
 
   Returns:
-    float32 [N, 3]. Normals do not change under one factor for all axes.
+    float32 [N, 3], points @ linear.T.
   """
-  return _float32(coord) * np.float32(rng.uniform(low, high))
+  # Not a matmul: BLAS threads of many data workers would fight for the cores.
+  x, y, z = np.ascontiguousarray(points.T, np.float32)
+  rows = np.asarray(linear, np.float32)
+  return np.stack([a * x + b * y + c * z for a, b, c in rows], axis=1)
 
 
 def jitter(
@@ -270,75 +302,50 @@ def jitter(
     clip: largest shift along an axis, metres.
 
   Returns:
-    float32 [N, 3]. Normals are left alone: the noise has no direction.
+    float32 [N, 3].
   """
-  coord = _float32(coord)
   noise = rng.standard_normal(coord.shape, dtype=np.float32)
   noise *= np.float32(sigma)
-  return coord + np.clip(noise, -clip, clip, out=noise)
+  noise = np.clip(noise, -clip, clip, out=noise)
+  return np.add(coord, noise, out=noise)
 
 
 def teacher_view(
-  coord: np.ndarray,
-  color: np.ndarray,
-  normal: np.ndarray,
-  rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The teacher's view of a scan: colour, flips, a turn of at most pi / 36.
+  coord: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+  """Where a scan's points are in the teacher's view: flips, a small turn.
 
   Args:
     coord: float32 [N, 3], metres.
-    color: [N, 3] in 0..255, float32 or uint8.
-    normal: float32 [N, 3].
     rng: source of all randomness.
 
   Returns:
-    The new `coord`, `color` and `normal`, all float32 [N, 3].
+    The new `coord`, and how normals turn: float64 [3, 3], for `move`.
   """
-  color = augment_color(color, rng)
-  coord, normal = flip(coord, normal, rng)
-  coord, normal = rotate_z(coord, normal, rng, max_angle=np.pi / 36)
-  return coord, color, normal
+  mirrored = flip(rng)
+  turn = rotation_z(rng, max_angle=np.pi / 36) @ mirrored
+  return move(coord, turn), turn
 
 
 def student_view(
   coord: np.ndarray,
-  color: np.ndarray,
-  normal: np.ndarray,
   rng: np.random.Generator,
   *,
   max_rotation: float = np.pi / 6,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The student's view: colour again, flips, a turn, a scale and jitter.
+) -> tuple[np.ndarray, np.ndarray]:
+  """Where they are in the student's view: flips, a turn, a scale and jitter.
 
   Args:
     coord: float32 [N, 3], metres, as scanned (not the teacher view's).
-    color: float32 [N, 3] in 0..255, those of the teacher's view: the student
-      sees the teacher's colours augmented once more.
-    normal: float32 [N, 3], as scanned (not the teacher view's).
     rng: source of all randomness.
     max_rotation: largest angle about z, radians; pi / 6 while a teacher is
       followed, pi when training on pseudo-labels.
 
   Returns:
-    The new `coord`, `color` and `normal`, all float32 [N, 3].
+    The new `coord`, and how normals turn: float64 [3, 3], for `move`. They do
+    not change under one factor for all axes, and jitter has no direction.
   """
-  color = augment_color(color, rng)
-  coord, normal = flip(coord, normal, rng)
-  coord, normal = rotate_z(coord, normal, rng, max_angle=max_rotation)
-  coord = scale(coord, rng)
-  coord = jitter(coord, rng)
-  return coord, color, normal
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-  return np.asarray(array, np.float32)
-
-
-def _turn_z(vectors: np.ndarray, angle: float) -> np.ndarray:
-  cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-  turned = np.array(vectors, np.float32)
-  x, y = turned[:, 0].copy(), turned[:, 1].copy()
-  turned[:, 0] = cosine * x - sine * y
-  turned[:, 1] = sine * x + cosine * y
-  return turned
+  mirrored = flip(rng)
+  turn = rotation_z(rng, max_angle=max_rotation) @ mirrored
+  factor = rng.uniform(*SCALES)
+  return jitter(move(coord, factor * turn), rng), turn

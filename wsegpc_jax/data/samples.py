@@ -21,6 +21,7 @@ _TEACHER_JITTER = dict(
   brightness=0.15, contrast=0.15, saturation=0.15, hue=0.05
 )
 CHANNELS = 6  # colour and normal
+LARGEST_TABLE = 1 << 22  # regions with higher ids are sorted, not counted
 MAX_SHIFT = 100  # both voxel grids start at a random offset in 0..99
 
 
@@ -99,10 +100,13 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class _Cloud:
-  """Points of a scene in both views, before voxelisation."""
+  """Points of a scene, or of joined ones, before voxelisation."""
 
-  student: tuple[np.ndarray, np.ndarray, np.ndarray]  # coord, colour, normal
-  teacher: tuple[np.ndarray, np.ndarray, np.ndarray]
+  student: np.ndarray  # coord, in the student's view
+  teacher: np.ndarray
+  color: np.ndarray  # as scanned, and so the normals
+  normal: np.ndarray
+  turns: tuple[tuple[np.ndarray, np.ndarray], ...]  # student's, teacher's
   label: np.ndarray
   superpoint: np.ndarray
   tags: np.ndarray
@@ -110,7 +114,7 @@ class _Cloud:
   coord: np.ndarray  # as scanned, for the links
   frames: tuple[Frame, ...]
   of_frame: np.ndarray  # which of the joined scenes a frame belongs to
-  of_point: np.ndarray
+  of_point: np.ndarray  # ascending
 
 
 def training_sample(
@@ -154,7 +158,7 @@ def evaluation_sample(
 ) -> Sample:
   """A sample of a whole scene as it is, with the inverse map of its points."""
   voxels = voxel_lib.voxelize(scene.coord, settings.voxel_size)
-  point = (scene.coord, scene.color.astype(np.float32), scene.normal)
+  first = voxels.first
   label = scene.label
   if label is None:
     label = np.full(len(scene.coord), IGNORE_LABEL, np.int32)
@@ -171,8 +175,12 @@ def evaluation_sample(
     )
   return Sample(
     name=scene.name,
-    student=_features(voxels, point),
-    label=label[voxels.first],
+    student=VoxelSample(
+      voxels.coords,
+      _features(scene.color[first], scene.normal[first]),
+      voxels.level_counts,
+    ),
+    label=label[first],
     tags=scene.tags,
     images=images,
     inverse=voxels.inverse,
@@ -233,26 +241,26 @@ def _augmented_cloud(dataset, name, rng, settings, labels, views) -> _Cloud:
       probability=settings.drop_probability,
     )
     kept = np.flatnonzero(keep)
-  coord, normal = scene.coord[kept], scene.normal[kept]
-  # The student's colours start from the teacher's and change once more.
-  teacher = augment.teacher_view(coord, scene.color[kept], normal, rng)
-  student = augment.student_view(
-    coord, teacher[1], normal, rng, max_rotation=settings.max_rotation
+  coord = scene.coord[kept]
+  teacher, teacher_turn = augment.teacher_view(coord, rng)
+  student, student_turn = augment.student_view(
+    coord, rng, max_rotation=settings.max_rotation
   )
   if settings.max_voxels is not None:
-    left = _crop((student[0], teacher[0]), rng, settings)
+    left = _crop((student, teacher), rng, settings)
     if settings.compat and len(left) < len(kept) and scene.label is not None:
       number = np.bincount(scene.label[kept[left]], minlength=len(tags))
       tags = tags & (number[: len(tags)] > 0)
     if len(left) < len(kept):
       kept, coord = kept[left], coord[left]
-      student, teacher = (
-        tuple(a[left] for a in view) for view in (student, teacher)
-      )
+      student, teacher = student[left], teacher[left]
   frames = load_views(dataset, scene, views, settings.image_size, rng)
   return _Cloud(
     student=student,
     teacher=teacher,
+    color=scene.color[kept],
+    normal=scene.normal[kept],
+    turns=((student_turn, teacher_turn),),
     label=label[kept],
     superpoint=superpoint[kept],
     tags=tags,
@@ -282,20 +290,14 @@ def _crop(views, rng, settings) -> np.ndarray:
 def _join(first: _Cloud, second: _Cloud, rng) -> _Cloud:
   """Two scenes in one sample: overlaid for the student, apart for the teacher."""
 
-  def centred(points):
-    return points[0] - points[0].mean(0)
-
-  def both(a, b):
-    return tuple(np.concatenate(pair) for pair in zip(a, b, strict=True))
+  def centred(coord):
+    return coord - coord.mean(0)
 
   a, b = centred(first.student), centred(second.student)
   a = (a + rng.uniform(a.min(0), a.max(0)) / 2).astype(np.float32)
-  student = both((a, *first.student[1:]), (b, *second.student[1:]))
+  student = np.concatenate([a, b])
   a, b = centred(first.teacher), centred(second.teacher)
-  b = b + (a.max(0) - b.min(0))
-  teacher = both(
-    (a, *first.teacher[1:]), (b.astype(np.float32), *second.teacher[1:])
-  )
+  teacher = np.concatenate([a, b + (a.max(0) - b.min(0))])
   offset = first.superpoint.max(initial=NO_REGION) + 1
   other = np.where(
     second.superpoint >= 0, second.superpoint + offset, NO_REGION
@@ -303,6 +305,9 @@ def _join(first: _Cloud, second: _Cloud, rng) -> _Cloud:
   return _Cloud(
     student=student,
     teacher=teacher,
+    color=np.concatenate([first.color, second.color]),
+    normal=np.concatenate([first.normal, second.normal]),
+    turns=first.turns + second.turns,
     label=np.concatenate([first.label, second.label]),
     superpoint=np.concatenate([first.superpoint, other]),
     tags=first.tags | second.tags,
@@ -319,28 +324,25 @@ def _voxelize_cloud(name, cloud, rng, settings) -> Sample:
     s = rng.integers(0, MAX_SHIFT, 3)
     return s * [1, 1, 0] if settings.compat and not settings.teacher else s
 
-  voxels = voxel_lib.voxelize(
-    cloud.student[0], settings.voxel_size, shift=shift()
-  )
-  first = voxels.first
+  def voxelized(coord):
+    return voxel_lib.voxelize(coord, settings.voxel_size, shift=shift())
+
+  views = [voxelized(cloud.student)]
+  if settings.teacher:
+    views.append(voxelized(cloud.teacher))
+  first = views[0].first
+  student, *teacher = _view_samples(cloud, views, rng)
   superpoint, num_superpoints = _compact(cloud.superpoint[first])
   sample = Sample(
     name=name,
-    student=_features(voxels, cloud.student),
+    student=student,
     label=cloud.label[first].astype(np.int32),
     tags=cloud.tags,
+    teacher=teacher[0] if teacher else None,
+    teacher_row=views[1].inverse[first] if teacher else None,
     superpoint=superpoint,
     num_superpoints=num_superpoints,
   )
-  if settings.teacher:
-    other = voxel_lib.voxelize(
-      cloud.teacher[0], settings.voxel_size, shift=shift()
-    )
-    sample = dataclasses.replace(
-      sample,
-      teacher=_features(other, cloud.teacher),
-      teacher_row=other.inverse[first],
-    )
   if cloud.frames:
     sample = dataclasses.replace(
       sample,
@@ -350,21 +352,48 @@ def _voxelize_cloud(name, cloud, rng, settings) -> Sample:
   return sample
 
 
-def _features(voxels: voxel_lib.Voxels, points) -> VoxelSample:
-  """Colour / 127.5 - 1 and normal of the first point of each voxel."""
-  _, color, normal = (a[voxels.first] for a in points)
-  features = np.concatenate([color / 127.5 - 1, normal], 1)
-  return VoxelSample(
-    voxels.coords, features.astype(np.float32), voxels.level_counts
-  )
+def _view_samples(cloud, views, rng) -> list[VoxelSample]:
+  """Voxels with features, of the student's and, if it is there, the teacher's.
+
+  Only points that represent a voxel get their colours and normals.
+  """
+  features = [np.empty((len(v.first), CHANNELS), np.float32) for v in views]
+  for scene, turns in enumerate(cloud.turns):
+    start, stop = np.searchsorted(cloud.of_point, [scene, scene + 1])
+    rows = [(start <= v.first) & (v.first < stop) for v in views]
+    points = [v.first[r] for v, r in zip(views, rows, strict=True)]
+    colors = augment.view_colors(
+      cloud.color[start:stop],
+      rng,
+      student=points[0] - start,
+      teacher=points[-1] - start,
+    )
+    for view in range(len(views)):
+      normal = augment.move(cloud.normal[points[view]], turns[view])
+      features[view][rows[view]] = _features(colors[view], normal)
+  return [
+    VoxelSample(v.coords, f, v.level_counts)
+    for v, f in zip(views, features, strict=True)
+  ]
+
+
+def _features(color: np.ndarray, normal: np.ndarray) -> np.ndarray:
+  """Colour / 127.5 - 1 and normal, float32 [m, 6]."""
+  features = np.concatenate([color / np.float32(127.5) - 1, normal], 1)
+  return features.astype(np.float32)
 
 
 def _compact(region: np.ndarray) -> tuple[np.ndarray, int]:
   """Regions renumbered 0, 1, ... in the same order; NO_REGION stays."""
-  present, inverse = np.unique(region, return_inverse=True)
-  missing = int(np.count_nonzero(present < 0))
-  compact = inverse.reshape(region.shape).astype(np.int32) - missing
-  return np.where(region < 0, NO_REGION, compact), len(present) - missing
+  shape = region.shape
+  if region.max(initial=0) >= LARGEST_TABLE:
+    ids, region = np.unique(region, return_inverse=True)
+    region = region.reshape(shape) - np.count_nonzero(ids < 0)
+  rank = np.zeros(region.max(initial=0) + 1, np.int32)
+  rank[region[region >= 0]] = 1
+  number = int(rank.sum())
+  rank = np.cumsum(rank, dtype=np.int32) - 1
+  return np.where(region < 0, NO_REGION, rank[region]), number
 
 
 def _augmented_images(cloud, rng) -> ImageSample:

@@ -6,6 +6,8 @@ from stage 1, is compared with stage 1 trained for as many steps as both
 together ("cam_long", "cmg_long").
 """
 
+import ast
+import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -121,6 +123,34 @@ def prepared_rooms(root: str) -> dict[str, Any]:
   if not root:
     return {}
   return {"data.root": root, "data.synthetic.train": 0, "data.synthetic.val": 0}
+
+
+def set_fields(settings: Sequence[str], load: LoadConfig) -> dict[str, Any]:
+  """Overrides that are written as text.
+
+  Args:
+    settings: such as "dtype=bfloat16" or "train.lr=0.1".
+    load: gives a fresh config by its stem.
+
+  Raises:
+    DataError: no such field, or a value of another type.
+  """
+  config, fields = load(ROWS[0].config).lock(), {}
+  for text in settings:
+    name, equals, value = text.partition("=")
+    with contextlib.suppress(ValueError, SyntaxError):
+      value = ast.literal_eval(value)
+    try:
+      if not equals:
+        raise KeyError("no value")
+      config.update_from_flattened_dict({name: value})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      raise DataError(
+        f"{text!r}: expected a field of the configs and a value of its type, "
+        f"such as train.lr=0.1 ({type(error).__name__}: {error})"
+      ) from error
+    fields[name] = value
+  return fields
 
 
 def build_config(
