@@ -89,7 +89,7 @@ class Spy:
 
   def cells(self, view):
     """Voxel of each point, [N, 3]: view 0 is the student's, 1 the teacher's."""
-    coord, size, shift = self.voxelized[view]
+    coord, size, shift = self.voxelized[view - 2]
     return np.floor(coord.astype(np.float64) / size).astype(int) + shift
 
 
@@ -281,7 +281,8 @@ class TestRemovals:
     for view in (sample.student, sample.teacher):
       assert 1 < len(view.coords) <= 60
     place = {c.tobytes(): i for i, c in enumerate(spy.student[0]["moved"])}
-    rows = np.array([place[c.tobytes()] for c in spy.voxelized[0][0]])
+    assert len(spy.voxelized) == 4  # the whole scene, and what is left
+    rows = np.array([place[c.tobytes()] for c in spy.voxelized[2][0]])
     assert 60 < len(rows) < len(scene.coord) / 4
     assert (np.diff(rows) > 0).all()
     # The first point still represents its voxel, in both views.

@@ -421,10 +421,10 @@ def _read_pose(folder: Path, frame_name: str) -> np.ndarray:
   """Returns a rigid motion, or numbers not all finite: tracking was lost."""
   path = folder / "pose" / f"{frame_name}.txt"
   pose = _read_matrix(path, 4)
-  rotation = pose[:3, :3]
+  rotation, last = pose[:3, :3], [0, 0, 0, 1]
   if np.isfinite(pose).all() and not (
-    np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6)
-    and np.allclose(rotation @ rotation.T, np.eye(3), atol=0.01)
+    np.abs(pose[3] - last).max() < 1e-5
+    and np.abs(rotation @ rotation.T - np.eye(3)).max() < 0.01
     and np.linalg.det(rotation) > 0
   ):
     expected = "a rotation, a translation and a last row of 0 0 0 1"

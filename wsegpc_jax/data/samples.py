@@ -100,21 +100,27 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class _Cloud:
-  """Points of a scene, or of joined ones, before voxelisation."""
+  """What is left of one scene, in both views or the student's alone.
 
-  student: np.ndarray  # coord, in the student's view
-  teacher: np.ndarray
-  color: np.ndarray  # as scanned, and so the normals
-  normal: np.ndarray
-  turns: tuple[tuple[np.ndarray, np.ndarray], ...]  # student's, teacher's
+  Attributes:
+    scene: all of it.
+    label: int [N'], of all its points.
+    point: int [N], those that are left, ascending.
+    views: their places, float32 [N, 3], as moved.
+    turns: [3, 3] of each view, how its normals turn.
+    voxels: of each view.
+    tags: bool [K], of what is left.
+    frames: the posed images.
+  """
+
+  scene: Scene
   label: np.ndarray
-  superpoint: np.ndarray
+  point: np.ndarray
+  views: list[np.ndarray]
+  turns: list[np.ndarray]
+  voxels: list[voxel_lib.Voxels]
   tags: np.ndarray
-  tags_2d: np.ndarray
-  coord: np.ndarray  # as scanned, for the links
   frames: tuple[Frame, ...]
-  of_frame: np.ndarray  # which of the joined scenes a frame belongs to
-  of_point: np.ndarray  # ascending
 
 
 def training_sample(
@@ -143,14 +149,15 @@ def training_sample(
   views = settings.num_views
   if settings.mix3d and others and rng.random() < settings.mix3d:
     other = others[rng.integers(len(others))]
-    first = _augmented_cloud(dataset, name, rng, settings, labels, views // 2)
-    second = _augmented_cloud(
-      dataset, other, rng, settings, labels, views - views // 2
-    )
-    cloud = _join(first, second, rng)
+    clouds = [
+      _augmented_cloud(dataset, *scene, rng, settings, labels)
+      for scene in ((name, views // 2), (other, views - views // 2))
+    ]
+    voxels = _voxelize(_join(clouds, rng), rng, settings)
   else:
-    cloud = _augmented_cloud(dataset, name, rng, settings, labels, views)
-  return _voxelize_cloud(name, cloud, rng, settings)
+    clouds = [_augmented_cloud(dataset, name, views, rng, settings, labels)]
+    voxels = clouds[0].voxels
+  return _sample(name, clouds, voxels, rng, settings)
 
 
 def evaluation_sample(
@@ -214,7 +221,7 @@ def _class_index(dataset, name):
   return dataset.classes.index(name) if name in dataset.classes else None
 
 
-def _augmented_cloud(dataset, name, rng, settings, labels, views) -> _Cloud:
+def _augmented_cloud(dataset, name, num_views, rng, settings, labels):
   scene = dataset.load_scene(name)
   label = scene.label if labels is None else labels(scene)
   if label is None:
@@ -224,15 +231,12 @@ def _augmented_cloud(dataset, name, rng, settings, labels, views) -> _Cloud:
       f"{dataset.root}: scene {name} has no tags, expected the classes that "
       "occur in it: nothing can be learnt from a scene of which nothing is known"
     )
-  superpoint = scene.superpoint
-  if superpoint is None:
-    superpoint = np.full(len(scene.coord), NO_REGION, np.int32)
-  kept, tags = np.arange(len(scene.coord)), scene.tags
+  point, tags = np.arange(len(scene.coord)), scene.tags
   floor, wall = (_class_index(dataset, c) for c in ("floor", "wall"))
   if settings.drop_probability and floor is not None and wall is not None:
     keep, tags = drop_structures(
       scene.coord,
-      superpoint,
+      _superpoint(scene),
       scene.tags,
       rng,
       floor_class=floor,
@@ -240,36 +244,48 @@ def _augmented_cloud(dataset, name, rng, settings, labels, views) -> _Cloud:
       ceiling_class=_class_index(dataset, "ceiling"),
       probability=settings.drop_probability,
     )
-    kept = np.flatnonzero(keep)
-  coord = scene.coord[kept]
-  teacher, teacher_turn = augment.teacher_view(coord, rng)
-  student, student_turn = augment.student_view(
-    coord, rng, max_rotation=settings.max_rotation
-  )
-  if settings.max_voxels is not None:
-    left = _crop((student, teacher), rng, settings)
-    if settings.compat and len(left) < len(kept) and scene.label is not None:
-      number = np.bincount(scene.label[kept[left]], minlength=len(tags))
+    point = np.flatnonzero(keep)
+  coord = scene.coord[point]
+  moved = [augment.student_view(coord, rng, max_rotation=settings.max_rotation)]
+  if settings.teacher:
+    moved.append(augment.teacher_view(coord, rng))
+  views, turns = map(list, zip(*moved, strict=True))
+  voxels = _voxelize(views, rng, settings)
+  most = settings.max_voxels
+  if most is not None and max(len(v.coords) for v in voxels) > most:
+    left = _crop(views, rng, settings)
+    point, views = point[left], [view[left] for view in views]
+    voxels = _voxelize(views, rng, settings)
+    if settings.compat and scene.label is not None:
+      number = np.bincount(scene.label[point], minlength=len(tags))
       tags = tags & (number[: len(tags)] > 0)
-    if len(left) < len(kept):
-      kept, coord = kept[left], coord[left]
-      student, teacher = student[left], teacher[left]
-  frames = load_views(dataset, scene, views, settings.image_size, rng)
   return _Cloud(
-    student=student,
-    teacher=teacher,
-    color=scene.color[kept],
-    normal=scene.normal[kept],
-    turns=((student_turn, teacher_turn),),
-    label=label[kept],
-    superpoint=superpoint[kept],
+    scene=scene,
+    label=label,
+    point=point,
+    views=views,
+    turns=turns,
+    voxels=voxels,
     tags=tags,
-    tags_2d=scene.tags,
-    coord=coord,
-    frames=frames,
-    of_frame=np.zeros(len(frames), np.int32),
-    of_point=np.zeros(len(kept), np.int32),
+    frames=load_views(dataset, scene, num_views, settings.image_size, rng),
   )
+
+
+def _superpoint(scene) -> np.ndarray:
+  if scene.superpoint is None:
+    return np.full(len(scene.coord), NO_REGION, np.int32)
+  return scene.superpoint
+
+
+def _voxelize(views, rng, settings) -> list[voxel_lib.Voxels]:
+  """The voxels of each view, on grids of their own."""
+  voxels = []
+  for coord in views:
+    shift = rng.integers(0, MAX_SHIFT, 3)
+    if settings.compat and not settings.teacher:
+      shift *= [1, 1, 0]
+    voxels.append(voxel_lib.voxelize(coord, settings.voxel_size, shift=shift))
+  return voxels
 
 
 def _crop(views, rng, settings) -> np.ndarray:
@@ -287,93 +303,81 @@ def _crop(views, rng, settings) -> np.ndarray:
   return left
 
 
-def _join(first: _Cloud, second: _Cloud, rng) -> _Cloud:
-  """Two scenes in one sample: overlaid for the student, apart for the teacher."""
-
-  def centred(coord):
-    return coord - coord.mean(0)
-
-  a, b = centred(first.student), centred(second.student)
-  a = (a + rng.uniform(a.min(0), a.max(0)) / 2).astype(np.float32)
-  student = np.concatenate([a, b])
-  a, b = centred(first.teacher), centred(second.teacher)
-  teacher = np.concatenate([a, b + (a.max(0) - b.min(0))])
-  offset = first.superpoint.max(initial=NO_REGION) + 1
-  other = np.where(
-    second.superpoint >= 0, second.superpoint + offset, NO_REGION
-  )
-  return _Cloud(
-    student=student,
-    teacher=teacher,
-    color=np.concatenate([first.color, second.color]),
-    normal=np.concatenate([first.normal, second.normal]),
-    turns=first.turns + second.turns,
-    label=np.concatenate([first.label, second.label]),
-    superpoint=np.concatenate([first.superpoint, other]),
-    tags=first.tags | second.tags,
-    tags_2d=first.tags_2d | second.tags_2d,
-    coord=np.concatenate([first.coord, second.coord]),
-    frames=first.frames + second.frames,
-    of_frame=np.repeat([0, 1], [len(first.frames), len(second.frames)]),
-    of_point=np.repeat([0, 1], [len(first.coord), len(second.coord)]),
-  )
+def _join(clouds, rng) -> list[np.ndarray]:
+  """Two scenes in one: overlaid for the student, apart for the teacher."""
+  views = []
+  for a, b in zip(*(cloud.views for cloud in clouds), strict=True):
+    a, b = a - a.mean(0), b - b.mean(0)
+    if not views:
+      a = (a + rng.uniform(a.min(0), a.max(0)) / 2).astype(np.float32)
+    else:
+      b += a.max(0) - b.min(0)
+    views.append(np.concatenate([a, b]))
+  return views
 
 
-def _voxelize_cloud(name, cloud, rng, settings) -> Sample:
-  def shift():
-    s = rng.integers(0, MAX_SHIFT, 3)
-    return s * [1, 1, 0] if settings.compat and not settings.teacher else s
-
-  def voxelized(coord):
-    return voxel_lib.voxelize(coord, settings.voxel_size, shift=shift())
-
-  views = [voxelized(cloud.student)]
-  if settings.teacher:
-    views.append(voxelized(cloud.teacher))
-  first = views[0].first
-  student, *teacher = _view_samples(cloud, views, rng)
-  superpoint, num_superpoints = _compact(cloud.superpoint[first])
+def _sample(name, clouds, voxels, rng, settings) -> Sample:
+  """Of one or two scenes, whose points the voxels' come from in a row."""
+  label, region = (np.empty(len(voxels[0].first), np.int32) for _ in range(2))
+  features = [np.empty((len(v.first), CHANNELS), np.float32) for v in voxels]
+  link, start, regions = [], 0, 0
+  for cloud in clouds:
+    stop = start + len(cloud.point)
+    rows = [(start <= v.first) & (v.first < stop) for v in voxels]
+    own = [v.first[r] - start for v, r in zip(voxels, rows, strict=True)]
+    start = stop
+    points = cloud.point[own[0]]
+    label[rows[0]] = cloud.label[points]
+    superpoint = _superpoint(cloud.scene)[points]
+    region[rows[0]] = np.where(superpoint < 0, NO_REGION, superpoint + regions)
+    regions += superpoint.max(initial=NO_REGION) + 1
+    for view, values in enumerate(_features_of(cloud, own, rng)):
+      features[view][rows[view]] = values
+    link += _links(cloud, points, rows[0], settings)
+  superpoint, num_superpoints = _compact(region)
+  views = [
+    VoxelSample(v.coords, f, v.level_counts)
+    for v, f in zip(voxels, features, strict=True)
+  ]
   sample = Sample(
     name=name,
-    student=student,
-    label=cloud.label[first].astype(np.int32),
-    tags=cloud.tags,
-    teacher=teacher[0] if teacher else None,
-    teacher_row=views[1].inverse[first] if teacher else None,
+    student=views[0],
+    label=label,
+    tags=np.any([cloud.tags for cloud in clouds], 0),
     superpoint=superpoint,
     num_superpoints=num_superpoints,
   )
-  if cloud.frames:
+  if settings.teacher:
     sample = dataclasses.replace(
       sample,
-      images=_augmented_images(cloud, rng),
-      pairs=_draw_pairs(cloud, first, rng, settings),
+      teacher=views[1],
+      teacher_row=voxels[1].inverse[voxels[0].first],
+    )
+  if link:
+    frames = [frame for cloud in clouds for frame in cloud.frames]
+    tags = np.any([cloud.scene.tags for cloud in clouds], 0)
+    sample = dataclasses.replace(
+      sample,
+      images=_augmented_images(frames, tags, rng),
+      pairs=links.draw_pairs(np.stack(link), rng, per_scene=settings.num_pairs),
     )
   return sample
 
 
-def _view_samples(cloud, views, rng) -> list[VoxelSample]:
-  """Voxels with features, of the student's and, if it is there, the teacher's.
+def _features_of(cloud, own, rng) -> list[np.ndarray]:
+  """Features of points of a cloud, those that represent voxels of each view.
 
-  Only points that represent a voxel get their colours and normals.
+  Args:
+    cloud: the scene.
+    own: of each view, int [m], which of the points that are left.
+    rng: source of the colours' randomness.
   """
-  features = [np.empty((len(v.first), CHANNELS), np.float32) for v in views]
-  for scene, turns in enumerate(cloud.turns):
-    start, stop = np.searchsorted(cloud.of_point, [scene, scene + 1])
-    rows = [(start <= v.first) & (v.first < stop) for v in views]
-    points = [v.first[r] for v, r in zip(views, rows, strict=True)]
-    colors = augment.view_colors(
-      cloud.color[start:stop],
-      rng,
-      student=points[0] - start,
-      teacher=points[-1] - start,
-    )
-    for view in range(len(views)):
-      normal = augment.move(cloud.normal[points[view]], turns[view])
-      features[view][rows[view]] = _features(colors[view], normal)
+  colors = augment.view_colors(
+    cloud.scene.color[cloud.point], rng, student=own[0], teacher=own[-1]
+  )
   return [
-    VoxelSample(v.coords, f, v.level_counts)
-    for v, f in zip(views, features, strict=True)
+    _features(color, augment.move(cloud.scene.normal[cloud.point[o]], turn))
+    for o, turn, color in zip(own, cloud.turns, colors, strict=False)
   ]
 
 
@@ -396,17 +400,13 @@ def _compact(region: np.ndarray) -> tuple[np.ndarray, int]:
   return np.where(region < 0, NO_REGION, rank[region]), number
 
 
-def _augmented_images(cloud, rng) -> ImageSample:
-  teacher = [
-    image_augment.color_jitter(f.color, rng, **_TEACHER_JITTER)
-    for f in cloud.frames
-  ]
-  student = [
-    image_augment.color_jitter(f.color, rng, **_STUDENT_JITTER)
-    for f in cloud.frames
-  ]
+def _augmented_images(frames, tags, rng) -> ImageSample:
+  teacher, student = (
+    np.stack([image_augment.color_jitter(f.color, rng, **s) for f in frames])
+    for s in (_TEACHER_JITTER, _STUDENT_JITTER)
+  )
   regions, total = [], 0
-  for frame in cloud.frames:
+  for frame in frames:
     region = frame.region
     if region is None:
       region = np.full(frame.depth.shape, NO_REGION, np.int32)
@@ -414,26 +414,32 @@ def _augmented_images(cloud, rng) -> ImageSample:
     regions.append(np.where(region < 0, NO_REGION, region + total))
     total += number
   return ImageSample(
-    student=np.stack(student),
-    tags=cloud.tags_2d,
-    teacher=np.stack(teacher),
+    student=student,
+    tags=tags,
+    teacher=teacher,
     region=np.stack(regions).astype(np.int32),
     num_regions=total,
   )
 
 
-def _draw_pairs(cloud, first, rng, settings):
-  """Links of the student's voxels, by the point that represents each."""
-  tolerance = settings.link_tolerance or settings.voxel_size
-  coord, of_point = cloud.coord[first], cloud.of_point[first]
-  link = np.full((len(cloud.frames), len(first), 2), -1, np.int32)
-  for i, frame in enumerate(cloud.frames):
-    own = of_point == cloud.of_frame[i]
-    link[i, own] = links.link_points(
-      coord[own],
+def _links(cloud, points, rows, settings) -> list[np.ndarray]:
+  """Pixels of the student's voxels, int32 [M, 2], in each frame of a scene.
+
+  Args:
+    cloud: the scene.
+    points: the points of the scene that represent voxels.
+    rows: bool [M], the voxels that they represent.
+    settings: see there.
+  """
+  coord, found = cloud.scene.coord[points], []
+  for frame in cloud.frames:
+    link = np.full((len(rows), 2), -1, np.int32)
+    link[rows] = links.link_points(
+      coord,
       frame.depth,
       frame.pose,
       frame.intrinsics,
-      tolerance=tolerance,
+      tolerance=settings.link_tolerance or settings.voxel_size,
     )
-  return links.draw_pairs(link, rng, per_scene=settings.num_pairs)
+    found.append(link)
+  return found

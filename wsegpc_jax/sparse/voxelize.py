@@ -94,15 +94,19 @@ def voxelize(
   coord = np.asarray(coord)
   if coord.ndim != 2 or coord.shape[1] != 3:
     raise DataError(f"coord must be [N, 3], got {list(coord.shape)}")
-  if not np.isfinite(coord).all():
-    raise DataError("coord must be finite, got NaN or infinity")
   if not voxel_size > 0:
     raise DataError(f"voxel_size must be positive, got {voxel_size}")
   if not len(coord):
     none = np.zeros(0, np.int32)
     return Voxels(np.zeros((0, 3), np.int32), none, none, (0,) * levels)
-  grid = np.floor(coord.astype(np.float64) / voxel_size)
-  low, high = bounds(grid)
+  # Axis by axis, where numpy is several times faster than across them.
+  grid = np.ascontiguousarray(coord.T, np.float64)
+  grid /= voxel_size
+  low, high = grid.min(1), grid.max(1)
+  if not np.isfinite([low, high]).all():
+    raise DataError("coord must be finite, got NaN or infinity")
+  low, high = np.floor(low), np.floor(high)
+  np.floor(grid, out=grid)
   extent = float((high - low).max())
   if extent >= (1 << morton.HOST_BITS) - ALIGNMENT:
     raise DataError(
@@ -112,16 +116,19 @@ def voxelize(
   # Float arithmetic is exact here up to 2^53 voxels from the origin.
   if shift is not None:
     shift = np.asarray(shift, np.float64)
-    grid, low = grid + shift, low + shift
+    low = low + shift
+  else:
+    shift = np.zeros(3)
   origin = np.floor(low / ALIGNMENT) * ALIGNMENT
-  grid = (grid - origin).astype(np.int64)
-  unique, first, inverse = unique_keys(morton.morton_key(grid))
+  grid += (shift - origin)[:, None]
+  grid = grid.astype(np.int64)
+  unique, first, inverse = unique_keys(morton.morton_key(grid.T))
   counts = [len(unique)]
   for level in range(1, levels):
     coarse = unique >> (3 * level)
     counts.append(1 + int(np.count_nonzero(coarse[1:] != coarse[:-1])))
   return Voxels(
-    coords=grid[first].astype(np.int32),
+    coords=np.stack([axis[first] for axis in grid], 1).astype(np.int32),
     first=first.astype(np.int32),
     inverse=inverse.astype(np.int32),
     level_counts=tuple(counts),
