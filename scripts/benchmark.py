@@ -14,11 +14,12 @@ and single layers, 32,630 at 5 cm for MinkUNet18A, and rooms of 25,000 to
   network  MinkUNet18A with a 3^3 stem, maps included: evaluation mode, and a
            training step (cross-entropy, SGD with momentum)
   scaling  evaluation mode for each size of --sizes, per voxel
+  compile  seconds that the program of the training step takes to make
   memory   of the training step, beside what its backward pass has to keep
 
 Everything takes its turn in every round; figures are medians over the rounds.
 Run it on a machine that does nothing else; JAX_COMPILATION_CACHE_DIR=FOLDER
-saves compiling at later runs. `benchmark_peers.py` sets the same layers and the
+saves compiling at later runs, and makes the part "compile" meaningless. `benchmark_peers.py` sets the same layers and the
 same network beside other libraries.
 """
 
@@ -45,7 +46,7 @@ from peers.turns import (  # noqa: E402
   use_cores,
 )
 
-PARTS = ("maps", "conv", "network", "scaling", "memory")
+PARTS = ("maps", "conv", "network", "scaling", "compile", "memory")
 WIDTHS = (32, 64)
 CONV_ROOM = (98_000, 0.02)  # voxels, metres
 NETWORK_ROOM = (32_630, 0.05)
@@ -227,6 +228,13 @@ def scaling_part(engine, args) -> dict:
   return found
 
 
+def compile_part(engine, args) -> dict:
+  network = engine.Network(scene_arrays(room(*NETWORK_ROOM)))
+  runs = [network.compile_seconds() for _ in range(min(args.rounds, 3))]
+  seconds = min(runs, key=lambda run: sum(run.values()))
+  return {"18A step, compiling": {"s": sum(seconds.values()), **seconds}}
+
+
 def memory_part(engine, args) -> dict:
   del args
   voxels = room(*NETWORK_ROOM)
@@ -247,6 +255,7 @@ PARTS_RUN = {
   "conv": conv_part,
   "network": network_part,
   "scaling": scaling_part,
+  "compile": compile_part,
   "memory": memory_part,
 }
 

@@ -8,10 +8,12 @@ the same files. Imported by `benchmark.py`, too.
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +230,19 @@ class Network:
     """ "loss" and "grad_norm" of the step taken first."""
     loss = self.train()
     return _loss_and_norm(self.state, loss)
+
+  def compile_seconds(self) -> dict[str, float]:
+    """Seconds that each stage of making the step's program anew takes."""
+    state = jax.eval_shape(self.first_state)
+    jax.clear_caches()
+    clock = [time.perf_counter()]
+    made = self._train.trace(state, (*self.args, self.label))
+    clock.append(time.perf_counter())
+    for stage in ("lower", "compile"):
+      made = getattr(made, stage)()
+      clock.append(time.perf_counter())
+    seconds = (b - a for a, b in itertools.pairwise(clock))
+    return dict(zip(("trace", "lower", "compile"), seconds, strict=True))
 
   def memory(self) -> dict[str, int]:
     """Bytes of the compiled step, and of what its backward pass keeps."""
