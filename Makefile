@@ -13,7 +13,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[test,prepare,synthetic]"
 	touch $@
 
-# All stages on synthetic rooms, with a report: 12 to 13 minutes on two cores.
+# All stages on synthetic rooms, with a report: 12 to 28 minutes on two cores.
 demo: install
 	$(VENV)/bin/python scripts/demo.py
 

@@ -17,7 +17,8 @@ and single layers, 32,630 at 5 cm for MinkUNet18A, and rooms of 25,000 to
   compile  seconds that the program of the training step takes to make
   memory   of the training step, beside what its backward pass has to keep
 
-Everything takes its turn in every round; figures are medians over the rounds.
+Everything takes its turn in every round; figures are medians over the rounds,
+but for compiling, which is the fastest of up to three times.
 Run it on a machine that does nothing else; JAX_COMPILATION_CACHE_DIR=FOLDER
 saves compiling at later runs, and makes the part "compile" meaningless. `benchmark_peers.py` sets the same layers and the
 same network beside other libraries.

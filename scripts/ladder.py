@@ -51,6 +51,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
   )
   parser.add_argument(
     "--set",
+    action="extend",
     nargs="+",
     default=[],
     metavar="FIELD=VALUE",

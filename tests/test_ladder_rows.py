@@ -1,6 +1,7 @@
 """The rows differ in what is trained, and in nothing else."""
 
 import json
+import re
 
 import ladder_parts
 import pytest
@@ -109,8 +110,20 @@ def test_fields_set_as_text():
   config = load("synthetic_rpc")
   config.update_from_flattened_dict(fields)
   assert (config.dtype, config.train.lr) == ("bfloat16", 1.0)
-  for text in ("nope=1", "train.nope=1", "data.threads=x", "dtype", "data=1"):
-    with pytest.raises(DataError, match=f"'{text}': expected a field"):
+  assert rows.set_fields(["dtype={[]:1}"], load) == {"dtype": "{[]:1}"}
+  for text in ("seed=3", "init_from=exp/cmg", "data.labels_from=x"):
+    with pytest.raises(DataError, match="the ladder sets seed, init_from"):
+      rows.set_fields([text], load)
+  for text in (
+    "nope=1",
+    "train.nope=1",
+    "data.threads=x",
+    "dtype",
+    "data=1",
+  ):
+    with pytest.raises(
+      DataError, match=re.escape(f"{text!r}: expected a field")
+    ):
       rows.set_fields([text], load)
 
 

@@ -196,18 +196,24 @@ class TestVoxels:
     assert student["max_rotation"] == 0.25
 
   def test_colours_are_those_of_the_views(self, dataset, monkeypatch):
-    """Auto-contrast off, noise and shifts off: only hue and saturation vary."""
-    augment = samples.augment
+    """Auto-contrast, noise and shifts off: V of HSV is that of the point."""
+    augment, points = samples.augment, {}
     for name in ("color_translation", "color_jitter"):
       monkeypatch.setattr(augment, name, lambda color, rng: color)
     monkeypatch.setattr(augment, "AUTO_CONTRAST", 0.0)
+    view_colors = augment.view_colors
+
+    def noted(color, rng, **shown):
+      points.update(shown)
+      return view_colors(color, rng, **shown)
+
+    monkeypatch.setattr(augment, "view_colors", noted)
     sample = make(dataset)
     scene = assets.load_scene(dataset, "first")
-    brightest = {int(c) for c in scene.color.max(1)}
-    for view in (sample.student, sample.teacher):
-      value = (view.features[:, :3].max(1) + 1) * 127.5
-      assert {int(v) for v in np.rint(value)} <= brightest
-      assert len(np.unique(view.features[:, :3], axis=0)) > 10
+    for name in ("student", "teacher"):
+      value = (getattr(sample, name).features[:, :3].max(1) + 1) * 127.5
+      expected = scene.color[points[name]].max(1)
+      np.testing.assert_allclose(value, expected, atol=0.01)
 
   def test_grids_are_shifted_by_0_to_99_along_every_axis(self, dataset, spy):
     for seed in range(12):
@@ -291,7 +297,16 @@ class TestRemovals:
       for point, cell in enumerate(map(tuple, spy.cells(view))):
         first.setdefault(cell, point)
       assert sorted(decode(voxels.features)) == sorted(first.values())
+      ids = rows[decode(voxels.features)]
+      turn = (spy.student, spy.teacher)[view][0]["turn"]
+      np.testing.assert_allclose(
+        voxels.features[:, 3:], scene.normal[ids] @ turn.T, atol=1e-6
+      )
     np.testing.assert_array_equal(spy.colors[0], scene.color[rows])
+    ids = rows[decode(sample.student.features)]
+    check_bijection(
+      scene.superpoint[ids], sample.superpoint, sample.num_superpoints
+    )
     left = scene.coord[spy.original(dataset, "first")[rows, 1]]
     assert np.ptp(left, axis=0).max() < 0.7 * np.ptp(scene.coord, axis=0).max()
     label = scene.label[spy.original(dataset, "first")[rows, 1]]
@@ -385,18 +400,26 @@ class TestPairs:
 
 
 class TestMix:
-  def test_two_scenes_in_one_sample(self, dataset, spy):
+  @pytest.mark.parametrize("drop", [0.0, 1.0])
+  def test_two_scenes_in_one_sample(self, dataset, spy, drop):
     names = "first", "second"
     sample = make(
-      dataset, mix3d=1.0, others=("second",), num_views=4, num_pairs=4000
+      dataset,
+      mix3d=1.0,
+      others=("second",),
+      num_views=4,
+      num_pairs=4000,
+      drop_probability=drop,
     )
     scenes = [assets.load_scene(dataset, name) for name in names]
     original = spy.original(dataset, *names)
     number, point = original[decode(sample.student.features)].T
     assert set(number) == {0, 1}
     # Colours and normals are those of a voxel's own scene.
-    for found, scene in zip(spy.colors, scenes, strict=True):
-      np.testing.assert_array_equal(found, scene.color)
+    assert (len(original) < sum(len(s.coord) for s in scenes)) == bool(drop)
+    for s, (found, scene) in enumerate(zip(spy.colors, scenes, strict=True)):
+      left = original[original[:, 0] == s, 1]
+      np.testing.assert_array_equal(found, scene.color[left])
     for view, voxels in enumerate((sample.student, sample.teacher)):
       turns = [v["turn"] for v in (spy.student, spy.teacher)[view]]
       expected = [
@@ -407,8 +430,11 @@ class TestMix:
     # Each has a class that the other one lacks.
     assert (scenes[0].tags > scenes[1].tags).any()
     assert (scenes[1].tags > scenes[0].tags).any()
-    np.testing.assert_array_equal(sample.tags, scenes[0].tags | scenes[1].tags)
-    np.testing.assert_array_equal(sample.images.tags, sample.tags)
+    tags = scenes[0].tags | scenes[1].tags
+    np.testing.assert_array_equal(sample.images.tags, tags)
+    if drop:
+      tags[[WALL, FLOOR]] = False
+    np.testing.assert_array_equal(sample.tags, tags)
     for view, (name, frame) in enumerate(
       [("first", "0"), ("first", "1"), ("second", "0"), ("second", "1")]
     ):

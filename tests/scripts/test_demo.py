@@ -93,7 +93,8 @@ def test_ladder_writes_results_when_all_is_there(
   )
   out = tmp_path / "results" / "ladder.json"
   args = ["--data", root, "--workdir", str(tmp_path / "l"), "--out", str(out)]
-  args += ["--seeds", "2,5", "--rows", "cam,rpc", "--set", "dtype=bfloat16"]
+  args += ["--seeds", "2,5", "--rows", "cam,rpc"]
+  args += ["--set", "dtype=bfloat16", "data.threads=1", "--set", "train.lr=0.5"]
   pretend.stop_at = 9
   with pytest.raises(KeyboardInterrupt):
     ladder.main(args)
@@ -105,6 +106,7 @@ def test_ladder_writes_results_when_all_is_there(
   assert found["seeds"] == [2, 5]
   config = json.loads((tmp_path / "l/seed_5/rpc/config.json").read_text())
   assert config["dtype"] == "bfloat16"
+  assert (config["data"]["threads"], config["train"]["lr"]) == (1, 0.5)
   assert "cam < cmg" in capsys.readouterr().out
   ladder.main(["--table", str(out)])
   assert "| CAM only |" in capsys.readouterr().out

@@ -108,6 +108,16 @@ def test_origin_is_a_multiple_of_sixteen():
     assert coords[:, 0].tolist() == [start % 16, start % 16 + 1]
 
 
+def test_points_stay_as_they_are():
+  """Also where the transposed array is one that could be worked in."""
+  rng = np.random.default_rng(0)
+  for coord in (rng.random((1, 3)), rng.random((3, 9)).T, rng.random((9, 3))):
+    before = coord.copy()
+    coord.flags.writeable = False
+    voxelize(coord, 0.1)
+    np.testing.assert_array_equal(coord, before)
+
+
 def test_no_points():
   result = voxelize(np.zeros((0, 3)), SIZE, levels=3)
   assert result.coords.shape == (0, 3) and result.level_counts == (0, 0, 0)

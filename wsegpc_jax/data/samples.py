@@ -389,10 +389,10 @@ def _features(color: np.ndarray, normal: np.ndarray) -> np.ndarray:
 
 def _compact(region: np.ndarray) -> tuple[np.ndarray, int]:
   """Regions renumbered 0, 1, ... in the same order; NO_REGION stays."""
-  shape = region.shape
+  region = np.maximum(region.astype(np.int64), NO_REGION)
   if region.max(initial=0) >= LARGEST_TABLE:
-    ids, region = np.unique(region, return_inverse=True)
-    region = region.reshape(shape) - np.count_nonzero(ids < 0)
+    ids, ranks = np.unique(region, return_inverse=True)
+    region = ranks.reshape(region.shape) - np.count_nonzero(ids < 0)
   rank = np.zeros(region.max(initial=0) + 1, np.int32)
   rank[region[region >= 0]] = 1
   number = int(rank.sum())

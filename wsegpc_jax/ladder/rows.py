@@ -69,6 +69,10 @@ ROWS = (
 )
 NAMES = tuple(row.name for row in ROWS)
 PRESETS = {"cpu": "", "gpu": "gpu"}  # variants of the configs, by name
+# Fields that differ between rows and seeds.
+OF_A_ROW = ("seed", "init_from", "data.labels_from")
+# Whatever `ast.literal_eval` may raise.
+_NOT_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
 DEMO = ("cam", "cmg", "rpc", "seg", "full")  # without the controls
 
 
@@ -133,12 +137,17 @@ def set_fields(settings: Sequence[str], load: LoadConfig) -> dict[str, Any]:
     load: gives a fresh config by its stem.
 
   Raises:
-    DataError: no such field, or a value of another type.
+    DataError: no such field, a value of another type, or a field that differs
+      between rows or seeds.
   """
   config, fields = load(ROWS[0].config).lock(), {}
   for text in settings:
     name, equals, value = text.partition("=")
-    with contextlib.suppress(ValueError, SyntaxError):
+    if name in OF_A_ROW:
+      raise DataError(
+        f"{text!r}: the ladder sets {', '.join(OF_A_ROW)} itself, for each row"
+      )
+    with contextlib.suppress(*_NOT_LITERAL):
       value = ast.literal_eval(value)
     try:
       if not equals:

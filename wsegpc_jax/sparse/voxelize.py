@@ -100,7 +100,7 @@ def voxelize(
     none = np.zeros(0, np.int32)
     return Voxels(np.zeros((0, 3), np.int32), none, none, (0,) * levels)
   # Axis by axis, where numpy is several times faster than across them.
-  grid = np.ascontiguousarray(coord.T, np.float64)
+  grid = np.array(coord.T, np.float64, order="C")  # a copy in any case
   grid /= voxel_size
   low, high = grid.min(1), grid.max(1)
   if not np.isfinite([low, high]).all():
