@@ -20,8 +20,9 @@ and single layers, 32,630 at 5 cm for MinkUNet18A, and rooms of 25,000 to
 Everything takes its turn in every round; figures are medians over the rounds,
 but for compiling, which is the fastest of up to three times.
 Run it on a machine that does nothing else; JAX_COMPILATION_CACHE_DIR=FOLDER
-saves compiling at later runs, and makes the part "compile" meaningless. `benchmark_peers.py` sets the same layers and the
-same network beside other libraries.
+saves compiling at later runs, and makes the part "compile" meaningless.
+`benchmark_peers.py` sets the same layers and the same network beside other
+libraries.
 """
 
 import functools

@@ -45,8 +45,14 @@ def unbroken(tmp_path_factory):
 
 def test_killed_runs_end_bit_identical(unbroken, tmp_path):
   workdir, flags = tmp_path / "run", _flags(unbroken)
-  # One life ends in the middle of a step, one while a checkpoint is written.
-  program_runs.run_and_kill(_SMOKE, workdir, *flags, lines=3, moment=0.4)
+  # Each life ends after another number of steps, at any moment of the next
+  # one, and one while a checkpoint is written.
+  rng = np.random.default_rng(0)
+  for lines in rng.permutation([1, 3]):
+    moment = rng.random()
+    program_runs.run_and_kill(
+      _SMOKE, workdir, *flags, lines=int(lines), moment=moment
+    )
   program_runs.run_and_kill_while_saving(_SMOKE, workdir, *flags)
   done = program_runs.run(_SMOKE, workdir, *flags)
   assert done.returncode == 0, done.stderr[-3000:]

@@ -114,12 +114,8 @@ def voxelize(
       f"{1 << morton.HOST_BITS}: are the coordinates in metres?"
     )
   # Float arithmetic is exact here up to 2^53 voxels from the origin.
-  if shift is not None:
-    shift = np.asarray(shift, np.float64)
-    low = low + shift
-  else:
-    shift = np.zeros(3)
-  origin = np.floor(low / ALIGNMENT) * ALIGNMENT
+  shift = np.zeros(3) if shift is None else np.asarray(shift, np.float64)
+  origin = np.floor((low + shift) / ALIGNMENT) * ALIGNMENT
   grid += (shift - origin)[:, None]
   grid = grid.astype(np.int64)
   unique, first, inverse = unique_keys(morton.morton_key(grid.T))
