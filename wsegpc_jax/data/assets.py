@@ -421,9 +421,9 @@ def _read_pose(folder: Path, frame_name: str) -> np.ndarray:
   """Returns a rigid motion, or numbers not all finite: tracking was lost."""
   path = folder / "pose" / f"{frame_name}.txt"
   pose = _read_matrix(path, 4)
-  rotation, last = pose[:3, :3], [0, 0, 0, 1]
+  rotation, last = pose[:3, :3], np.array([0, 0, 0, 1])
   if np.isfinite(pose).all() and not (
-    np.abs(pose[3] - last).max() < 1e-5
+    (np.abs(pose[3] - last) <= 1e-6 + 1e-5 * last).all()
     and np.abs(rotation @ rotation.T - np.eye(3)).max() < 0.01
     and np.linalg.det(rotation) > 0
   ):
