@@ -86,13 +86,19 @@ def test_a_run_of_four_devices_goes_on_with_one(unbroken, tmp_path):
     program_runs.leaves(path) for path in (unbroken / "run", workdir)
   )
   assert actual.keys() == expected.keys() and actual["step"] == 7
-  # Four devices add up in another order than one does, and sometimes that turns
-  # the sign of an activation, and so single entries of the gradients, whose sums
-  # the momentum and the biases are. Losses of other samples would differ in the
-  # second digit.
   for name, value in expected.items():
-    away = np.linalg.norm(np.float64(actual[name]) - value)
-    assert away <= 0.2 * np.linalg.norm(value), name
+    # Four devices add up in another order than one does. The momentum, a sum of
+    # gradients, is compared as well: the learning rate plays no part in it. But
+    # now and then rounding turns the sign of an activation, and with it single
+    # entries of a gradient, so it is compared as a whole, and biases, which
+    # began at zero and hold nothing else, with it.
+    away = np.abs(np.float64(actual[name]) - value)
+    if name.startswith("opt_state") or name.endswith("/bias"):
+      worst, limit = np.linalg.norm(away) / np.linalg.norm(value), 0.1
+    else:
+      worst, limit = away.max() / max(np.abs(value).max(), 1e-3), 2e-3
+    assert worst < limit, f"{name}: {worst}"
+  # The same samples in every step: others differ in the second digit.
   for row, other in zip(_rows(unbroken / "run"), _rows(workdir), strict=True):
     assert row.keys() == other.keys()
     if "loss" in row:
