@@ -2,6 +2,7 @@
 
 from wsegpc_jax.kernels.gather_conv.api import (
   IMPLEMENTATIONS,
+  check_operands,
   choose_implementation,
   gather_conv,
   gather_conv_weight_gradient,
@@ -10,6 +11,7 @@ from wsegpc_jax.kernels.gather_conv.api import (
 
 __all__ = [
   "IMPLEMENTATIONS",
+  "check_operands",
   "choose_implementation",
   "gather_conv",
   "gather_conv_weight_gradient",

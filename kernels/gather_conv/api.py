@@ -62,7 +62,14 @@ def _check_table(rows, lookup, taps, length=None):
     raise ValueError(f"table has {rows.shape[0]} rows, its cotangent {length}")
 
 
-def _check(x, weight, cotangent=None):
+def check_operands(
+  x: Array, weight: Array, cotangent: Array | None = None
+) -> None:
+  """x [N, C], weight [K, C, D], cotangent [M, D]: the channels must agree.
+
+  Raises:
+    ValueError: they do not; it gives the shapes.
+  """
   if x.ndim != 2 or weight.ndim != 3:
     raise ValueError(
       f"x must be [N, C] and weight [K, C, D], got {list(x.shape)} and "
@@ -73,7 +80,11 @@ def _check(x, weight, cotangent=None):
       f"x has {x.shape[1]} channels, weight {list(weight.shape)} expects "
       f"{weight.shape[1]}"
     )
-  if cotangent is not None and cotangent.shape[1] != weight.shape[2]:
+  if cotangent is None:
+    return
+  if cotangent.ndim != 2:
+    raise ValueError(f"cotangent must be [M, D], got {list(cotangent.shape)}")
+  if cotangent.shape[1] != weight.shape[2]:
     raise ValueError(
       f"cotangent has {cotangent.shape[1]} channels, weight "
       f"{list(weight.shape)} gives {weight.shape[2]}"
@@ -106,7 +117,7 @@ def gather_conv(
   Raises:
     ValueError: channels do not agree, or an unknown implementation.
   """
-  _check(x, weight)
+  check_operands(x, weight)
   _check_table(rows, lookup, weight.shape[0])
   match choose_implementation(implementation, lookup=lookup):
     case "xla":
@@ -132,6 +143,11 @@ def gather_conv_weight_gradient(
 
   Arguments and errors as for `gather_conv`.
   """
+  if x.ndim != 2 or cotangent.ndim != 2:
+    raise ValueError(
+      f"x must be [N, C] and cotangent [M, D], got {list(x.shape)} and "
+      f"{list(cotangent.shape)}"
+    )
   _check_table(rows, lookup, taps, cotangent.shape[0])
   match choose_implementation(implementation, lookup=lookup):
     case "xla":
@@ -162,7 +178,7 @@ def symmetric_backward(
   Symmetric: table[i, k] = j exactly if table[j, K - 1 - k] = i. Arguments and
   errors as for `gather_conv`.
   """
-  _check(x, weight, cotangent)
+  check_operands(x, weight, cotangent)
   _check_table(rows, lookup, weight.shape[0], cotangent.shape[0])
   chosen = choose_implementation(implementation, lookup=lookup)
   if chosen == "xla":

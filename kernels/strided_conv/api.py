@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int32
 
 from wsegpc_jax.kernels.gather_conv import (
   IMPLEMENTATIONS,
+  check_operands,
   choose_implementation,
   gather_conv,
   gather_conv_weight_gradient,
@@ -76,11 +77,7 @@ def transposed_conv(
   Raises:
     ValueError: shapes do not agree, or an unknown implementation.
   """
-  if x.ndim != 2 or weight.ndim != 3 or x.shape[1] != weight.shape[1]:
-    raise ValueError(
-      f"x must be [P, C] and weight [K, C, D], got {list(x.shape)} and "
-      f"{list(weight.shape)}"
-    )
+  check_operands(x, weight)
   if parent.ndim != 1 or parent.shape != octant.shape:
     raise ValueError(
       f"parent and octant must be [M] both, got {list(parent.shape)} and "
@@ -112,7 +109,12 @@ def strided_backward(
   octant_tiles: RowTiles | None = None,
   implementation: str | None = None,
 ) -> tuple[Float[Array, "m c"], Float[Array, "k c d"]]:
-  """(dx, dW) of `strided_conv`; dW is float32 or wider."""
+  """(dx, dW) of `strided_conv`; dW is float32 or wider.
+
+  Raises:
+    ValueError: shapes do not agree, or an unknown implementation.
+  """
+  check_operands(x, weight, cotangent)
   dx = transposed_conv(
     cotangent,
     parent,
@@ -141,7 +143,12 @@ def transposed_backward(
   children_tiles: RowTiles | None = None,
   implementation: str | None = None,
 ) -> tuple[Float[Array, "p c"], Float[Array, "k c d"]]:
-  """(dx, dW) of `transposed_conv`; dW is float32 or wider."""
+  """(dx, dW) of `transposed_conv`; dW is float32 or wider.
+
+  Raises:
+    ValueError: shapes do not agree, or an unknown implementation.
+  """
+  check_operands(x, weight, cotangent)
   dx = strided_conv(
     cotangent,
     children,

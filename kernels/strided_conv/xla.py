@@ -15,6 +15,6 @@ def transposed_conv(
   flat = weight.transpose(1, 0, 2).reshape(c, taps * d)
   product = (x @ flat).reshape(p * taps, d)
   product = jnp.pad(product, ((0, 1), (0, 0)))
-  # A parent beyond the end is clipped to the row of zeros.
-  index = parent * taps + octant
+  exists = (parent >= 0) & (parent < p)
+  index = jnp.where(exists, parent * taps + octant, p * taps)
   return jnp.take(product, index, axis=0, mode="clip")

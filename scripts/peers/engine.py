@@ -31,7 +31,7 @@ from flax import traverse_util
 
 from wsegpc_jax import parallel
 from wsegpc_jax.models import initialize, minkunet
-from wsegpc_jax.sparse import conv, host_plan
+from wsegpc_jax.sparse import conv, morton
 from wsegpc_jax.sparse import plan as plan_lib
 
 if __name__ == "__main__":
@@ -86,14 +86,14 @@ def _plan(coords, count, rooms):
 def map_builder(coords: np.ndarray):
   """A function that sorts voxels [M, 3] and builds their plan."""
   coords = np.pad(coords, ((0, 0), (1, 0))).astype(np.int32)
-  ordered = coords[host_plan.morton_order(coords)]
+  ordered = coords[morton.morton_order(coords)]
   rooms = capacities(ordered[:, 1:])
   build = jax.jit(
     functools.partial(plan_lib.build_plan, capacities=rooms, pairs=False)
   )
 
   def run():
-    ordered = coords[host_plan.morton_order(coords)]
+    ordered = coords[morton.morton_order(coords)]
     padded = np.full((rooms[0], 4), -1, np.int32)
     padded[: len(ordered)] = ordered
     return jax.block_until_ready(build(padded, np.int32(len(ordered))))

@@ -104,6 +104,15 @@ class TestStridedConv:
     np.testing.assert_array_equal(out[-3:], 0)
     assert np.isfinite(out).all()
 
+  def test_a_parent_that_is_no_row_gives_zero(self, implementation):
+    p = problem(specs.Spec(20, 9, 3, 3))
+    rows = len(p["coarse"])
+    parent = jnp.asarray([-1, 0, rows, 1 << 28, -(1 << 28)], jnp.int32)
+    octant = jnp.arange(5, dtype=jnp.int32)
+    run = compiled(ops.transposed_conv, implementation)
+    out = run(p["coarse"], parent, octant, p["weight"])
+    np.testing.assert_array_equal(np.asarray(out).any(1), [0, 1, 0, 0, 0])
+
   @pytest.mark.parametrize("m", [0, 2])
   def test_without_voxels(self, implementation, m):
     parent = octant = jnp.zeros(m, jnp.int32)
@@ -119,10 +128,33 @@ class TestStridedConv:
   def test_mismatched_arguments(self, implementation):
     parent = octant = jnp.zeros(2, jnp.int32)
     run = functools.partial(ops.transposed_conv, implementation=implementation)
-    with pytest.raises(ValueError, match=r"got \[4, 3\] and \[8, 2, 5\]"):
+    with pytest.raises(ValueError, match=r"3 channels, weight \[8, 2, 5\]"):
       run(jnp.ones((4, 3)), parent, octant, jnp.ones((8, 2, 5)))
     with pytest.raises(ValueError, match=r"\[M\] both, got \[2\] and \[1\]"):
       run(jnp.ones((4, 3)), parent, octant[:1], jnp.ones((8, 3, 5)))
+
+  @pytest.mark.parametrize("operation", ["strided", "transposed"])
+  def test_gradients_of_mismatched_arguments(self, implementation, operation):
+    p = problem(specs.Spec(20, 9, 3, 4))
+    fine, coarse = p["fine"], p["coarse"]
+    if operation == "strided":
+      x, g, links = (
+        fine,
+        p["coarse_cotangent"],
+        ("children", "parent", "octant"),
+      )
+      run = ops.strided_backward
+    else:
+      x, g, links = coarse, p["fine_cotangent"], ("children",)
+      run = ops.transposed_backward
+    run = functools.partial(run, implementation=implementation)
+    links = [p[name] for name in links]
+    with pytest.raises(ValueError, match=r"x has 2 channels, weight \[8, 3, 4"):
+      run(x[:, :2], *links, p["weight"], g)
+    with pytest.raises(ValueError, match="cotangent has 3 channels.* gives 4"):
+      run(x, *links, p["weight"], g[:, :3])
+    with pytest.raises(ValueError, match=r"cotangent must be \[M, D\]"):
+      run(x, *links, p["weight"], g[:, 0])
 
 
 def test_unknown_implementation():

@@ -128,7 +128,7 @@ def test_scenes_of_a_batch_do_not_meet(tmp_path, monkeypatch):
   """One array is a batch to a library without an index of scenes."""
   from peers import engine
 
-  from wsegpc_jax.sparse import host_plan
+  from wsegpc_jax.sparse import morton
 
   monkeypatch.setattr(script.benchmark, "NETWORK_ROOM", (300, 0.05))
 
@@ -141,9 +141,7 @@ def test_scenes_of_a_batch_do_not_meet(tmp_path, monkeypatch):
   with np.load(tmp_path / "batch.npz") as file:
     arrays = dict(file)
   rows = np.pad(arrays["coords"], ((0, 0), (1, 0)))
-  np.testing.assert_array_equal(
-    host_plan.morton_order(rows), np.arange(len(rows))
-  )
+  np.testing.assert_array_equal(morton.morton_order(rows), np.arange(len(rows)))
   first, second = engine.split(arrays)
   assert len(first["label"]) + len(second["features"]) == len(rows)
   # Not even as voxels of the coarsest level.

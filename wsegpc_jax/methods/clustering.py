@@ -27,7 +27,6 @@ from wsegpc_jax.losses.lovasz import lovasz_softmax
 from wsegpc_jax.methods import cluster_memory, cluster_step, common
 from wsegpc_jax.methods.cluster_step import ClusterSettings
 from wsegpc_jax.models import initialize
-from wsegpc_jax.sparse import plan as plan_lib
 from wsegpc_jax.types import IGNORE_LABEL, Batch, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
@@ -94,7 +93,7 @@ class Clustering:
       ValueError: the settings do not fit the classes or the network.
     """
     view = batch.student
-    plan = jax.eval_shape(_plan, batch)
+    plan = jax.eval_shape(common.build_plan, view)
     variables = initialize.init_variables(
       self.model, seed, view.features, plan, train=False
     )
@@ -128,7 +127,7 @@ class Clustering:
     "lovasz", "cluster"; of clustering also the unweighted "queue_loss",
     "batch_loss", "center_loss" and `cluster_step.measures`.
     """
-    mask = _valid(batch) & (batch.label != IGNORE_LABEL)
+    mask = common.valid_rows(batch.student) & (batch.label != IGNORE_LABEL)
     count = jax.lax.psum(mask.sum().astype(jnp.float32), axis_name)
     count = common.denominators(count)
 
@@ -189,7 +188,10 @@ class Clustering:
     """Logits in evaluation mode: "logits_3d" [M, K]."""
     own = {name: _split(tree)[0] for name, tree in variables.items()}
     logits, _ = self.model.apply(
-      own, batch.student.features, _plan(batch, self.model), train=False
+      own,
+      batch.student.features,
+      common.build_plan(batch.student, self.model),
+      train=False,
     )
     return {"logits_3d": logits}
 
@@ -241,7 +243,7 @@ class Clustering:
     (logits, features), new = self.model.apply(
       {"params": own, "batch_stats": own_stats},
       batch.student.features,
-      _plan(batch, self.model),
+      common.build_plan(batch.student, self.model),
       train=True,
       mutable=["batch_stats"],
       rngs={"dropout": dropout},
@@ -252,7 +254,7 @@ class Clustering:
     embedding, new = self.projection.apply(
       {"params": head, "batch_stats": head_stats},
       self._source(features),
-      _valid(batch),
+      common.valid_rows(batch.student),
       train=True,
       mutable=["batch_stats"],
     )
@@ -264,16 +266,3 @@ def _split(tree: dict) -> tuple[dict, dict | None]:
   """The network's variables, and the head's if there is one."""
   own = {k: v for k, v in tree.items() if k != "projection"}
   return own, tree.get("projection")
-
-
-def _plan(batch, model=None):
-  view = batch.student
-  # A model without sparse convolutions has no implementation of them.
-  implementation = getattr(model, "implementation", None)
-  return plan_lib.build_plan(
-    view.coords, view.count, view.capacities, implementation=implementation
-  )
-
-
-def _valid(batch):
-  return jnp.arange(batch.label.shape[0]) < batch.student.count

@@ -1,12 +1,14 @@
 """What the train steps of all methods share."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from wsegpc_jax import schedules
-from wsegpc_jax.types import TrainState
+from wsegpc_jax.sparse import plan as plan_lib
+from wsegpc_jax.types import TrainState, View
 
 
 def sgd(
@@ -96,3 +98,21 @@ def update_teacher(state: TrainState, keep: float) -> TrainState:
 def denominators(counts: PyTree) -> PyTree:
   """Counts over all devices as divisors: an empty sum divides by one."""
   return jax.tree.map(lambda n: jnp.maximum(n, 1), counts)
+
+
+def build_plan(view: View, net: nn.Module | None = None) -> plan_lib.Plan:
+  """The plan of a view's voxels, for the network that will use it.
+
+  A network without sparse convolutions, or None, wants no tables of its own.
+  """
+  return plan_lib.build_plan(
+    view.coords,
+    view.count,
+    view.capacities,
+    implementation=getattr(net, "implementation", None),
+  )
+
+
+def valid_rows(view: View) -> Bool[Array, " m"]:
+  """Which rows of a view hold a voxel."""
+  return jnp.arange(view.coords.shape[0]) < view.count

@@ -16,7 +16,6 @@ from wsegpc_jax.losses import classification
 from wsegpc_jax.methods import common, gradients
 from wsegpc_jax.models import initialize, remat
 from wsegpc_jax.models.minkunet import MinkUNet
-from wsegpc_jax.sparse import plan as plan_lib
 from wsegpc_jax.types import IGNORE_LABEL, Batch, TrainState
 
 
@@ -44,7 +43,7 @@ class Segmentation:
       self.model,
       seed,
       batch.student.features,
-      jax.eval_shape(_plan, batch),
+      jax.eval_shape(common.build_plan, batch.student),
       train=False,
     )
     return TrainState(
@@ -71,7 +70,7 @@ class Segmentation:
           (logits, _), new = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
             part.student.features,
-            _plan(part, self.model),
+            common.build_plan(part.student, self.model),
             train=True,
             mutable=["batch_stats"],
           )
@@ -96,21 +95,14 @@ class Segmentation:
   def predict(self, variables: dict, batch: Batch) -> dict[str, Array]:
     """Logits in evaluation mode: "logits_3d" [M, K]."""
     logits, _ = self.model.apply(
-      variables, batch.student.features, _plan(batch, self.model), train=False
+      variables,
+      batch.student.features,
+      common.build_plan(batch.student, self.model),
+      train=False,
     )
     return {"logits_3d": logits}
 
 
 def _labelled(batch):
   """Voxels that take part in the loss [M]."""
-  valid = jnp.arange(batch.label.shape[0]) < batch.student.count
-  return valid & (batch.label != IGNORE_LABEL)
-
-
-def _plan(batch, model=None):
-  view = batch.student
-  # A model without sparse convolutions has no implementation of them.
-  implementation = getattr(model, "implementation", None)
-  return plan_lib.build_plan(
-    view.coords, view.count, view.capacities, implementation=implementation
-  )
+  return common.valid_rows(batch.student) & (batch.label != IGNORE_LABEL)

@@ -25,7 +25,6 @@ from wsegpc_jax.methods import common, gradients
 from wsegpc_jax.models import initialize, remat
 from wsegpc_jax.models.dilated_resnet import sample_bilinear
 from wsegpc_jax.models.two_branch import TwoBranchNet
-from wsegpc_jax.sparse import plan as plan_lib
 from wsegpc_jax.sparse import pool
 from wsegpc_jax.types import Batch, TrainState
 
@@ -97,7 +96,7 @@ class WSegPC:
       self.model,
       seed,
       batch.student.features,
-      jax.eval_shape(_plan, batch.student),
+      jax.eval_shape(common.build_plan, batch.student),
       images.student,
       images.mask,
       train=False,
@@ -189,7 +188,7 @@ class WSegPC:
     return self.model.apply(
       variables,
       view.features,
-      _plan(view, self.model),
+      common.build_plan(view, self.model.net_3d),
       train=train,
       method="points",
       mutable=["batch_stats"] if train else False,
@@ -279,7 +278,7 @@ class WSegPC:
       "batch_stats": state.ema_batch_stats,
     }
     # The plan is built outside of the `cond`, which may run either branch.
-    plan = _plan(batch.teacher, self.model)
+    plan = common.build_plan(batch.teacher, self.model.net_3d)
 
     def run(train):
       (logits_3d, _), new_3d = self.model.apply(
@@ -312,7 +311,7 @@ class WSegPC:
 
   def _pseudo_labels(self, state, batch, teacher_3d, teacher_2d):
     """((label, mask) in 3D and in 2D), (selected counts in 3D and in 2D)."""
-    valid = _valid(batch.student)
+    valid = common.valid_rows(batch.student)
     scene = jnp.maximum(batch.student.coords[:, 0], 0)
     probabilities = region_point.tag_softmax(
       jnp.take(teacher_3d, batch.teacher_row, axis=0, mode="clip"),
@@ -351,19 +350,6 @@ class WSegPC:
     return targets, (count_3d, count_2d)
 
 
-def _plan(view, model=None):
-  # A model without sparse convolutions has no implementation of them.
-  net_3d = getattr(model, "net_3d", None)
-  implementation = getattr(net_3d, "implementation", None)
-  return plan_lib.build_plan(
-    view.coords, view.count, view.capacities, implementation=implementation
-  )
-
-
-def _valid(view):
-  return jnp.arange(view.coords.shape[0]) < view.count
-
-
 def _counts(batch: Batch) -> dict[str, Array]:
   """This device's counts, as floats."""
   images = batch.images
@@ -383,7 +369,7 @@ def scene_logits_3d(logits, batch: Batch):
   mean = pool.scene_mean(
     logits,
     batch.student.coords[:, 0],
-    _valid(batch.student),
+    common.valid_rows(batch.student),
     num_scenes=batch.tags.shape[0],
   )
   return mean, batch.scene_mask

@@ -14,21 +14,17 @@ implementation computes them.
 import functools
 
 import jax
-import numpy as np
-from jaxtyping import Array, Float, Int32, PyTree
+from jaxtyping import Array, Float, Int32
 
 from wsegpc_jax.kernels import gather_conv as ops
 from wsegpc_jax.kernels import strided_conv as strided_ops
 from wsegpc_jax.kernels.gather_conv import xla
 from wsegpc_jax.kernels.gather_conv.row_tiles import RowTiles
+from wsegpc_jax.sparse import checks
 from wsegpc_jax.sparse import pairs as pairs_lib
 from wsegpc_jax.sparse import plan as plan_lib
+from wsegpc_jax.sparse.integers import no_gradient
 from wsegpc_jax.sparse.plan import Level, Plan
-
-
-def _no_gradient(tree: PyTree) -> PyTree:
-  """The cotangent of integer arrays."""
-  return jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), tree)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -61,7 +57,7 @@ def _symmetric_backward(lookup, implementation, saved, cotangent):
     tiles=tiles,
     implementation=implementation,
   )
-  return dx, dw.astype(weight.dtype), *map(_no_gradient, (rows, tables, tiles))
+  return dx, dw.astype(weight.dtype), *map(no_gradient, (rows, tables, tiles))
 
 
 _symmetric.defvjp(_symmetric_forward, _symmetric_backward)
@@ -79,17 +75,10 @@ def _over_pairs_forward(x, weight, table, pairs):
 def _over_pairs_backward(saved, cotangent):
   x, weight, table, pairs = saved
   dx, dw = pairs_lib.symmetric_backward(x, table, pairs, weight, cotangent)
-  return dx, dw.astype(weight.dtype), _no_gradient(table), _no_gradient(pairs)
+  return dx, dw.astype(weight.dtype), no_gradient(table), no_gradient(pairs)
 
 
 _over_pairs.defvjp(_over_pairs_forward, _over_pairs_backward)
-
-
-def _check_rows(x: Array, rows: int, what: str) -> None:
-  if x.shape[0] != rows:
-    raise ValueError(
-      f"features have {x.shape[0]} rows, the plan's {what} level {rows}"
-    )
 
 
 def _tiles(level: Level, name: str) -> RowTiles | None:
@@ -121,7 +110,7 @@ def submanifold_conv(
   """
   level = where if isinstance(where, Level) else None
   table = where if level is None else level.neighbors
-  _check_rows(x, table.shape[0], "given")
+  checks.check_rows(x, table.shape[0], "given")
   if weight.shape[0] != table.shape[1]:
     raise ValueError(
       f"weight has {weight.shape[0]} taps, the table {table.shape[1]}"
@@ -133,11 +122,7 @@ def submanifold_conv(
       f"with pairs=True, of at least {plan_lib.MIN_ROWS_OF_PAIRS} rows"
     )
   if pairs is not None and implementation in (None, "pairs"):
-    if x.ndim != 2 or weight.shape[1] != x.shape[1]:
-      raise ValueError(
-        f"x must be [M, C] and weight [K, C, D], got {list(x.shape)} and "
-        f"{list(weight.shape)}"
-      )
+    ops.check_operands(x, weight)
     return _over_pairs(x, weight, table, pairs)
   tiles = None if level is None else _tiles(level, "neighbors")
   return _symmetric(
@@ -179,7 +164,7 @@ def stem_conv(
   if weight.shape[0] != 125:
     raise ValueError(f"weight must have 125 taps, got {weight.shape[0]}")
   fine, coarse = plan.levels[:2]
-  _check_rows(x, fine.capacity, "finest")
+  checks.check_rows(x, fine.capacity, "finest")
   # The capacity travels as the length of an array: a table of `lookup` holds
   # arrays only.
   tables = (coarse.neighbors, fine.children, fine.coords)
@@ -224,7 +209,7 @@ def _down_backward(implementation, saved, cotangent):
     octant_tiles=_tiles(fine, "octants"),
     implementation=implementation,
   )
-  return dx, dw.astype(weight.dtype), _no_gradient(fine)
+  return dx, dw.astype(weight.dtype), no_gradient(fine)
 
 
 _down.defvjp(_down_forward, _down_backward)
@@ -238,7 +223,8 @@ def strided_conv(
   implementation: str | None = None,
 ) -> Float[Array, "p d"]:
   """2^3 convolution with stride 2, from a level to the next coarser one."""
-  _check_rows(x, fine.capacity, "fine")
+  checks.check_has_coarser(fine)
+  checks.check_rows(x, fine.capacity, "fine")
   return _down(implementation, x, weight, fine)
 
 
@@ -268,7 +254,7 @@ def _up_backward(implementation, saved, cotangent):
     children_tiles=_tiles(fine, "children"),
     implementation=implementation,
   )
-  return dx, dw.astype(weight.dtype), _no_gradient(fine)
+  return dx, dw.astype(weight.dtype), no_gradient(fine)
 
 
 _up.defvjp(_up_forward, _up_backward)
@@ -282,7 +268,8 @@ def transposed_conv(
   implementation: str | None = None,
 ) -> Float[Array, "m d"]:
   """2^3 transposed convolution with stride 2, back to the finer level."""
-  _check_rows(x, fine.children.shape[0], "coarse")
+  checks.check_has_coarser(fine)
+  checks.check_rows(x, fine.children.shape[0], "coarse")
   if weight.shape[0] != 8:
     raise ValueError(f"weight must have 8 taps, got {weight.shape[0]}")
   return _up(implementation, x, weight, fine)

@@ -1,85 +1,16 @@
-"""The plan of a voxel pyramid in numpy, and checks of what goes into one.
+"""The plan of a voxel pyramid in numpy.
 
 Equal to `plan.build_plan`, entry by entry, and independent of it but for the
 tables of taps: for workers, for other libraries' tensors, and as a check.
 """
 
 import numpy as np
-from jaxtyping import Float, Int, Int32, Int64
+from jaxtyping import Int32
 
-from wsegpc_jax.sparse import morton
+from wsegpc_jax.sparse import checks, morton
 from wsegpc_jax.sparse.plan import Level, Plan, child_taps, kernel_offsets
 
-_LOW = morton.HOST_BITS
 _OCTANT = np.array([1, 2, 4])
-
-
-def check_voxels(
-  coords: Int[np.ndarray, "n 4"],
-  features: Float[np.ndarray, "n c"] | None = None,
-) -> None:
-  """Refuses what no plan or network can be right for.
-
-  Args:
-    coords: (scene, x, y, z) of the voxels, without padding.
-    features: their features.
-
-  Raises:
-    ValueError: coordinates that are no integers, lie outside [-2^29, 2^29) or
-      occur twice, a negative scene; features of another number of rows or with
-      NaN or infinity. It names the first such row.
-  """
-  coords = np.asarray(coords)
-  if coords.ndim != 2 or coords.shape[1] != 4:
-    raise ValueError(f"coords must be [N, 4], got {list(coords.shape)}")
-  if coords.dtype.kind not in "iu":
-    raise ValueError(f"coords must be integers, got {coords.dtype}")
-  low, high = -morton.LIMIT, morton.LIMIT
-  xyz = coords[:, 1:]
-  _refuse(
-    coords,
-    ((xyz < low) | (xyz >= high)).any(1),
-    f"lies outside the range [{low}, {high}) of voxel coordinates",
-  )
-  _refuse(coords, coords[:, 0] < 0, "has a negative scene")
-  order = morton_order(coords)
-  equal = (coords[order[1:]] == coords[order[:-1]]).all(1)
-  twice = np.zeros(len(coords), bool)
-  twice[order[1:][equal]] = True
-  _refuse(coords, twice, "occurs twice; expected unique voxels")
-  if features is None:
-    return
-  if len(features) != len(coords):
-    raise ValueError(
-      f"features have {len(features)} rows, coords {len(coords)}"
-    )
-  _refuse(
-    coords,
-    ~np.isfinite(features).all(1),
-    "has features that are NaN or infinite; expected finite ones",
-  )
-
-
-def _refuse(coords, bad, why):
-  if bad.any():
-    row = int(np.flatnonzero(bad)[0])
-    scene, *xyz = coords[row].tolist()
-    raise ValueError(f"voxel {xyz} of scene {scene} (row {row}) {why}")
-
-
-def morton_order(coords: Int[np.ndarray, "n 4"]) -> Int64[np.ndarray, " n"]:
-  """Rows by scene, then in Morton order; coordinates in [-2^29, 2^29)."""
-  coords = np.asarray(coords, np.int64)
-  if not len(coords):
-    return np.zeros(0, np.int64)
-  xyz, scene = coords[:, 1:], coords[:, 0]
-  # Alike in order, as a multiple of the largest power of two is taken off.
-  base = (xyz + morton.LIMIT) >> _LOW
-  if scene.max() == scene.min() and (base == base[0]).all():
-    key = morton.morton_key((xyz + morton.LIMIT) & ((1 << _LOW) - 1))
-    return np.argsort(key)
-  low = morton.morton_key((xyz + morton.LIMIT) & ((1 << _LOW) - 1))
-  return np.lexsort((low, morton.morton_key(base), scene))
 
 
 def _rows_of(queries: np.ndarray, coords: np.ndarray) -> np.ndarray:
@@ -148,12 +79,12 @@ def build_plan(
       coarser levels are sorted, and the finest keeps its order.
 
   Raises:
-    ValueError: as `check_voxels`, or a level has more voxels than room.
+    ValueError: as `checks.check_voxels`, or a level has more voxels than room.
   """
-  check_voxels(coords)
+  checks.check_voxels(coords, is_sorted=is_sorted)
   coords = np.asarray(coords, np.int64)
   count = len(capacities) if capacities is not None else levels
-  order = np.arange(len(coords)) if is_sorted else morton_order(coords)
+  order = np.arange(len(coords)) if is_sorted else morton.morton_order(coords)
   steps = []
   for _ in range(count - 1):
     coarse, parent, octant = _coarsen(coords, order)

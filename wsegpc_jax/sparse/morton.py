@@ -56,6 +56,21 @@ def morton_key(coords: Int[np.ndarray, "n 3"]) -> Int64[np.ndarray, " n"]:
   return (x << np.int64(2)) | (y << np.int64(1)) | z
 
 
+def morton_order(coords: Int[np.ndarray, "n 4"]) -> Int64[np.ndarray, " n"]:
+  """Rows by scene, then in Morton order; coordinates in [-2^29, 2^29)."""
+  coords = np.asarray(coords, np.int64)
+  if not len(coords):
+    return np.zeros(0, np.int64)
+  xyz, scene = coords[:, 1:], coords[:, 0]
+  # Alike in order, as a multiple of the largest power of two is taken off.
+  base = (xyz + LIMIT) >> HOST_BITS
+  if scene.max() == scene.min() and (base == base[0]).all():
+    key = morton_key((xyz + LIMIT) & ((1 << HOST_BITS) - 1))
+    return np.argsort(key)
+  low = morton_key((xyz + LIMIT) & ((1 << HOST_BITS) - 1))
+  return np.lexsort((low, morton_key(base), scene))
+
+
 def morton_lanes(
   coords: Int32[Array, "n 3"],
 ) -> tuple[UInt32[Array, " n"], ...]:

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Int, Int32
 from wsegpc_jax.kernels import gather_conv
 from wsegpc_jax.kernels.gather_conv.row_tiles import RowTiles, row_tiles
 from wsegpc_jax.kernels.strided_conv.tables import octant_table
-from wsegpc_jax.sparse import hashing, morton
+from wsegpc_jax.sparse import checks, hashing, morton
 from wsegpc_jax.sparse import pairs as pairs_lib
 
 # Levels with fewer rows have no pairs: one dense tile is as fast there, and it
@@ -207,6 +207,9 @@ def build_plan(
 ) -> Plan:
   """Builds the plan of a pyramid, under jit, with static shapes.
 
+  Outside jit, where their values are known, voxels are checked first; under
+  jit `checks.check_voxels` has to have been called before, or `voxelize`.
+
   Args:
     coords: (scene, x, y, z) of the finest voxels, unique, in [-2^29, 2^29).
     count: valid rows; they come first.
@@ -220,8 +223,9 @@ def build_plan(
     implementation: of the convolutions that the plan is for.
 
   Raises:
-    ValueError: shapes and capacities do not agree, or on a GPU, an unknown
-      implementation.
+    ValueError: shapes and capacities do not agree, coordinates are no
+      integers, an unknown implementation; outside jit also whatever
+      `checks.check_voxels` refuses.
   """
   if coords.ndim != 2 or coords.shape[1] != 4:
     raise ValueError(f"coords must be [M, 4], got {list(coords.shape)}")
@@ -229,14 +233,21 @@ def build_plan(
     raise ValueError(
       f"capacities[0] = {capacities[0]} but coords has {coords.shape[0]} rows"
     )
+  if not jnp.issubdtype(coords.dtype, jnp.integer):
+    raise ValueError(f"coords must be integers, got {coords.dtype}")
+  if not any(isinstance(a, jax.core.Tracer) for a in (coords, count)):
+    number = int(count)
+    if not 0 <= number <= len(coords):
+      raise ValueError(
+        f"count must be in 0..{len(coords)}, the rows of coords, got {number}"
+      )
+    checks.check_voxels(np.asarray(coords)[:number], is_sorted=is_sorted)
+  chosen = gather_conv.choose_implementation(implementation)
   if pairs is None:
     pairs = jax.default_backend() == "cpu"
   if tiles is None:
     # Elsewhere the kernels are interpreted, and make the tiles they need.
-    tiles = (
-      jax.default_backend() == "gpu"
-      and gather_conv.choose_implementation(implementation) == "pallas"
-    )
+    tiles = jax.default_backend() == "gpu" and chosen == "pallas"
   count = jnp.asarray(count, jnp.int32)
   valid = jnp.arange(coords.shape[0]) < count
   coords = jnp.where(valid[:, None], coords.astype(jnp.int32), -1)

@@ -24,9 +24,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32, PyTree
+from jaxtyping import Array, Float, Int32
 
 from wsegpc_jax.sparse import interpolate
+from wsegpc_jax.sparse.integers import no_gradient
 from wsegpc_jax.sparse.plan import Level, Plan
 
 _CORNERS = np.array(list(itertools.product((0, 1), repeat=3)), np.int32)
@@ -95,10 +96,6 @@ def _sum_of_eight(term: Callable[..., Array], *tables: Array) -> Array:
   return jax.lax.scan(add, zero, columns)[0]
 
 
-def _no_gradient(tree: PyTree) -> PyTree:
-  return jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), tree)
-
-
 def _ancestors(level: int, levels: tuple[Level, ...]) -> Array:
   rows = jnp.arange(levels[0].capacity, dtype=jnp.int32)
   for fine, coarse in zip(levels[:level], levels[1:], strict=False):
@@ -139,7 +136,7 @@ def _sum_forward(level, x, levels):
 
 
 def _sum_backward(level, levels, g):
-  return _reader(g)(_ancestors(level, levels)), _no_gradient(levels)
+  return _reader(g)(_ancestors(level, levels)), no_gradient(levels)
 
 
 _sum_to_voxels.defvjp(_sum_forward, _sum_backward)
@@ -169,7 +166,7 @@ def _read_backward(level, levels, g):
     weighted = g * weights[:, None].astype(g.dtype)
     return _reader(_descendants(level, weighted, levels))(rows)
 
-  return _sum_of_eight(share, weights, rows), _no_gradient(levels)
+  return _sum_of_eight(share, weights, rows), no_gradient(levels)
 
 
 _read.defvjp(_read_forward, _read_backward)

@@ -4,9 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
+from wsegpc_jax.sparse import checks
+from wsegpc_jax.sparse.integers import no_gradient
 from wsegpc_jax.sparse.plan import Level
 
 
@@ -24,24 +25,35 @@ def _to_children(y: Array, fine: Level) -> Array:
   return jnp.take(_pad(y, 0), fine.parent, axis=0, mode="clip")
 
 
-def _float0(fine: Level) -> Level:
-  return jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), fine)
+def _check(x: Array, fine: Level) -> None:
+  checks.check_has_coarser(fine)
+  checks.check_rows(x, fine.capacity, "fine")
 
 
 @jax.custom_vjp
 def sum_pool(x: Float[Array, "m c"], fine: Level) -> Float[Array, "p c"]:
-  """Sum over the up to eight children of every coarse voxel."""
+  """Sum over the up to eight children of every coarse voxel.
+
+  Raises:
+    ValueError: x has not the rows of the level, or it is the plan's last.
+  """
+  _check(x, fine)
   return _children(x, fine, 0).sum(1)
 
 
 sum_pool.defvjp(
   lambda x, fine: (sum_pool(x, fine), fine),
-  lambda fine, g: (_to_children(g, fine), _float0(fine)),
+  lambda fine, g: (_to_children(g, fine), no_gradient(fine)),
 )
 
 
 def mean_pool(x: Float[Array, "m c"], fine: Level) -> Float[Array, "p c"]:
-  """Mean over the children of every coarse voxel; zero for padding."""
+  """Mean over the children of every coarse voxel; zero for padding.
+
+  Raises:
+    ValueError: as `sum_pool`.
+  """
+  _check(x, fine)
   number = (fine.children < fine.capacity).sum(1, keepdims=True)
   return sum_pool(x, fine) / jnp.maximum(number, 1).astype(x.dtype)
 
@@ -51,7 +63,11 @@ def max_pool(x: Float[Array, "m c"], fine: Level) -> Float[Array, "p c"]:
   """Maximum over the children of every coarse voxel; zero for padding.
 
   Where several children share the maximum, they share its gradient equally.
+
+  Raises:
+    ValueError: as `sum_pool`.
   """
+  _check(x, fine)
   out = _children(x, fine, -jnp.inf).max(1)
   return jnp.where(jnp.isneginf(out), 0, out)
 
@@ -66,7 +82,7 @@ def _max_backward(saved, g):
   hit = _children(x, fine, jnp.nan) == out[:, None]
   share = g / jnp.maximum(hit.sum(1), 1).astype(g.dtype)
   own = x == _to_children(out, fine)
-  return jnp.where(own, _to_children(share, fine), 0), _float0(fine)
+  return jnp.where(own, _to_children(share, fine), 0), no_gradient(fine)
 
 
 max_pool.defvjp(_max_forward, _max_backward)
