@@ -33,6 +33,9 @@ def test_the_wheel_is_complete(tmp_path):
   target = tmp_path / "site"
   with zipfile.ZipFile(wheel) as archive:
     archive.extractall(target)
+  measured = "wsegpc_jax/kernels/gather_conv/tiles.json"
+  stored = _ROOT / "kernels/gather_conv/tiles.json"
+  assert (target / measured).read_bytes() == stored.read_bytes()
   packaged = {str(p.relative_to(target)) for p in target.rglob("*.py")}
   sources = {
     str(p.relative_to(_ROOT)) for p in (_ROOT / "wsegpc_jax").rglob("*.py")

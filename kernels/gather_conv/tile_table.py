@@ -138,7 +138,7 @@ def parse(text: str, source: str) -> dict[tuple, Tile]:
 
 @functools.cache
 def _stored() -> dict[tuple, Tile]:
-  return parse(PATH.read_text(), PATH.name) if PATH.exists() else {}
+  return parse(PATH.read_text(), PATH.name)
 
 
 _measured: dict[tuple, Tile] = {}  # by this program, before the stored ones

@@ -93,9 +93,10 @@ def test_the_format_follows_type_and_precision():
 
 
 def test_the_stored_table():
-  if tile_table.PATH.exists():
-    assert tile_table.parse(tile_table.PATH.read_text(), "tiles.json")
-  for c in (3, 32, 96, 256):
-    assert isinstance(
-      tile_table.choose("forward", c, c, dtype=jnp.bfloat16), Tile
-    )
+  table = tile_table.parse(tile_table.PATH.read_text(), "tiles.json")
+  for operation in tile_table.OPERATIONS:
+    for fmt, channels in (("bfloat16", (32, 64, 96, 128)), ("tf32", (64, 128))):
+      for c in channels:
+        dtype = jnp.bfloat16 if fmt == "bfloat16" else jnp.float32
+        chosen = tile_table.choose(operation, c, c, dtype=dtype)
+        assert chosen == table[operation, fmt, c, c]

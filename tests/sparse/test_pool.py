@@ -15,7 +15,7 @@ POOLS = {"sum": pool.sum_pool, "mean": pool.mean_pool, "max": pool.max_pool}
 M, P = scenes.CAPACITIES[:2]
 
 segment_mean = scenes.compiled(
-  pool.segment_mean, static_argnames="num_segments"
+  pool.segment_mean, static_argnames=("num_segments", "implementation")
 )
 
 
@@ -189,13 +189,16 @@ class TestSceneMean:
     np.testing.assert_array_equal(got, np.zeros((2, C)))
 
 
+@pytest.mark.parametrize("implementation", [None, "pallas"])
 class TestSegmentMean:
-  def test_equals_loops(self):
+  def test_equals_loops(self, implementation):
     x = scenes.features(0, 40, C, dtype=np.float32)
     # Segments 5 .. 7 are empty; -1, -8, 8 and 99 are none at all.
     choices = [0, 1, 2, 3, 4, -1, -8, 8, 99]
     segment = np.random.default_rng(0).choice(choices, 40)
-    mean, number = segment_mean(x, segment, num_segments=8)
+    mean, number = segment_mean(
+      x, segment, num_segments=8, implementation=implementation
+    )
     for s in range(8):
       rows = np.flatnonzero(segment == s)
       assert number[s] == len(rows)
@@ -203,28 +206,34 @@ class TestSegmentMean:
       np.testing.assert_allclose(mean[s], expected, rtol=1e-5, atol=1e-6)
     assert number.dtype == jnp.int32 and number[:5].all()
 
-  def test_gradient(self):
+  def test_gradient(self, implementation):
     x = scenes.features(0, 6, C, dtype=np.float32)
     segment = np.array([1, 1, 0, 3, 1, -1])  # three segments
     g = scenes.features(1, 3, C, dtype=np.float32)
 
     @scenes.compiled
     def gradient(x):
-      mean = functools.partial(pool.segment_mean, num_segments=3)
+      mean = functools.partial(
+        pool.segment_mean, num_segments=3, implementation=implementation
+      )
       _, pull = jax.vjp(lambda x: mean(x, segment)[0], x)
       return pull(g)[0]
 
     expected = [g[1] / 3, g[1] / 3, g[0], 0 * g[0], g[1] / 3, 0 * g[0]]
     np.testing.assert_allclose(gradient(x), expected, rtol=1e-6)
 
-  def test_rows_of_no_segment_may_hold_anything(self):
+  def test_rows_of_no_segment_may_hold_anything(self, implementation):
     x = jnp.array([[1.0], [3.0], [np.nan], [np.inf]])
-    mean, number = segment_mean(x, jnp.array([0, 0, 2, -1]), num_segments=2)
+    mean, number = segment_mean(
+      x, jnp.array([0, 0, 2, -1]), num_segments=2, implementation=implementation
+    )
     np.testing.assert_array_equal(mean, [[2.0], [0.0]])
     np.testing.assert_array_equal(number, [2, 0])
 
-  def test_no_rows(self):
+  def test_no_rows(self, implementation):
     none = jnp.zeros(0, jnp.int32)
-    mean, number = segment_mean(jnp.zeros((0, C)), none, num_segments=2)
+    mean, number = segment_mean(
+      jnp.zeros((0, C)), none, num_segments=2, implementation=implementation
+    )
     np.testing.assert_array_equal(mean, np.zeros((2, C)))
     np.testing.assert_array_equal(number, [0, 0])

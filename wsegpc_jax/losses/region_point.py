@@ -52,10 +52,19 @@ def region_average(
   valid: Bool[Array, " n"],
   *,
   num_regions: int,
+  implementation: str | None = None,
 ) -> Float[Array, "n k"]:
-  """Mean over each region; elements without one keep their own."""
+  """Mean over each region; elements without one keep their own.
+
+  `implementation` and errors as for `pool.segment_mean`.
+  """
   region = jnp.where(valid, region, num_regions)
-  mean, _ = pool.segment_mean(probabilities, region, num_segments=num_regions)
+  mean, _ = pool.segment_mean(
+    probabilities,
+    region,
+    num_segments=num_regions,
+    implementation=implementation,
+  )
   inside = (region >= 0) & (region < num_regions)
   taken = mean[jnp.where(inside, region, 0)]
   return jnp.where(inside[:, None], taken, probabilities)

@@ -100,16 +100,18 @@ def denominators(counts: PyTree) -> PyTree:
   return jax.tree.map(lambda n: jnp.maximum(n, 1), counts)
 
 
-def build_plan(view: View, net: nn.Module | None = None) -> plan_lib.Plan:
-  """The plan of a view's voxels, for the network that will use it.
+def implementation_of(net: nn.Module | None) -> str | None:
+  """Of a network's sparse convolutions; None for one that has none."""
+  return getattr(net, "implementation", None)
 
-  A network without sparse convolutions, or None, wants no tables of its own.
-  """
+
+def build_plan(view: View, net: nn.Module | None = None) -> plan_lib.Plan:
+  """The plan of a view's voxels, for the network that will use it."""
   return plan_lib.build_plan(
     view.coords,
     view.count,
     view.capacities,
-    implementation=getattr(net, "implementation", None),
+    implementation=implementation_of(net),
   )
 
 

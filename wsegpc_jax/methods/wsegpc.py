@@ -311,6 +311,10 @@ class WSegPC:
 
   def _pseudo_labels(self, state, batch, teacher_3d, teacher_2d):
     """((label, mask) in 3D and in 2D), (selected counts in 3D and in 2D)."""
+    average = functools.partial(
+      region_point.region_average,
+      implementation=common.implementation_of(self.model.net_3d),
+    )
     valid = common.valid_rows(batch.student)
     scene = jnp.maximum(batch.student.coords[:, 0], 0)
     probabilities = region_point.tag_softmax(
@@ -321,7 +325,7 @@ class WSegPC:
     # of a scene that has no tag left.
     valid_3d = valid & (batch.teacher_row < teacher_3d.shape[0])
     valid_3d &= batch.tags.any(-1)[scene]
-    averaged = region_point.region_average(
+    averaged = average(
       probabilities,
       batch.superpoint,
       valid_3d,
@@ -337,7 +341,7 @@ class WSegPC:
     probabilities = region_point.tag_softmax(teacher_2d, tags).reshape(-1, k)
     valid_2d = images.mask[:, None, None] & tags.any(-1)
     valid_2d = jnp.broadcast_to(valid_2d, (i, h, w)).reshape(-1)
-    averaged = region_point.region_average(
+    averaged = average(
       probabilities,
       images.region.reshape(-1),
       valid_2d,

@@ -4,11 +4,14 @@ Forward and backward are gathers and matrix products; nothing is scattered.
 Rows of padding give zero, and their cotangents are ignored by construction:
 no table points to them. Weight layout and tap order: `wsegpc_jax.sparse.plan`.
 
-Numbers: every operation is deterministic on a given machine, as sums have an
-order that the plan fixes. Another bucket, tile or number of threads may sum in
-another order and so change rounding, no more: in float32, outputs and gradients
-are within 2e-6 of the largest of those in float64 (`tests/sparse`), whichever
-implementation computes them.
+Numbers: sums have an order that the plan fixes, so the same program gives the
+same bits in every run on a given machine; but not "reference" on a GPU, which
+scatters. Another bucket, tile or number of threads may sum in another order and
+so change rounding, no more. Where products are exact, on a CPU or under
+`jax.default_matmul_precision("highest")`, float32 outputs and gradients are
+within 2e-6 of the largest of those in float64, whichever implementation
+computes them; bfloat16 ones within 1e-2 (`tests/sparse`). A GPU's default for
+float32 is TF32 or, in a tile with `split`, 16 bits of each factor.
 """
 
 import functools

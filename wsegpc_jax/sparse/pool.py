@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
+from wsegpc_jax.kernels import gather_conv
+from wsegpc_jax.kernels.segment_sum import segment_reduce
 from wsegpc_jax.sparse import checks
 from wsegpc_jax.sparse.integers import no_gradient
 from wsegpc_jax.sparse.plan import Level
@@ -117,15 +119,34 @@ def segment_mean(
   segment: Int32[Array, " m"],
   *,
   num_segments: int,
+  implementation: str | None = None,
 ) -> tuple[Float[Array, "s c"], Int32[Array, " s"]]:
   """Mean over each segment, and how many rows it has.
 
   Args:
     x: rows to average.
-    segment: segment of each row; rows outside 0 .. num_segments - 1 belong
-      to none.
+    segment: segment of each row, in any order; rows outside
+      0 .. num_segments - 1 belong to none.
     num_segments: number of segments, static.
+    implementation: "pallas" sorts the rows and reduces them by the kernel of
+      `wsegpc_jax.kernels.segment_sum`; all others scatter, which on a GPU adds
+      atomically, in another order in every run.
+
+  Raises:
+    ValueError: an unknown implementation.
   """
+  if gather_conv.choose_implementation(implementation) == "pallas":
+    order = jnp.argsort(segment)
+    segment = jnp.asarray(segment)[order]
+    mean = segment_reduce(
+      x.at[order].get(unique_indices=True),
+      segment,
+      num_segments=num_segments,
+      kind="mean",
+      implementation="pallas",
+    )
+    bounds = jnp.arange(num_segments + 1, dtype=segment.dtype)
+    return mean, jnp.diff(jnp.searchsorted(segment, bounds)).astype(jnp.int32)
   total = jax.ops.segment_sum(x, segment, num_segments=num_segments)
   ones = jnp.ones(segment.shape, jnp.int32)
   number = jax.ops.segment_sum(ones, segment, num_segments=num_segments)
