@@ -1,93 +1,17 @@
-"""What `benchmark_gpu.py` measures with: results, clocks, problems, tiles."""
+"""The convolution layers that `benchmark_gpu.py` measures, and their tiles."""
 
-import concurrent.futures
 import dataclasses
 import functools
-import json
-import os
-import statistics
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmark_gpu_measure import DTYPE, Job, shares
 
 from wsegpc_jax.kernels.gather_conv import bench, pallas_triton, xla
 from wsegpc_jax.kernels.gather_conv import row_tiles as row_tiles_lib
-from wsegpc_jax.kernels.gather_conv.tile_table import Tile
+from wsegpc_jax.kernels.gather_conv.tile_table import OPERATIONS, Tile
 from wsegpc_jax.sparse.plan import neighbor_table
-
-DTYPE = {"bfloat16": jnp.bfloat16, "tf32": jnp.float32, "float32": jnp.float32}
-# ||out - ref|| / ||ref||, the reference from float32 products.
-TOLERANCE = {"bfloat16": 1e-2, "tf32": 2e-3, "float32": 1e-5}
-OPERATIONS = ("forward", "weight_gradient")
-
-
-@dataclasses.dataclass
-class Session:
-  """Results so far, the time left, and where both are written."""
-
-  output: Path
-  seconds: float
-  workers: int
-  began: float = dataclasses.field(default_factory=time.monotonic)
-  results: list = dataclasses.field(default_factory=list)
-  rates: dict = dataclasses.field(default_factory=dict)
-  best: dict = dataclasses.field(default_factory=dict)
-
-  def has_time(self) -> bool:
-    return time.monotonic() - self.began < self.seconds
-
-  def add(self, section: str, **row) -> None:
-    row = {"section": section} | row
-    self.results.append(row)
-    shown = {k: v for k, v in row.items() if v is not None}
-    print(*(f"{k}={v}" for k, v in shown.items()), flush=True)
-    self.write()
-
-  def write(self) -> None:
-    device = jax.devices()[0].device_kind
-    report = {
-      "device": device,
-      "jax": jax.__version__,
-      "seconds": round(time.monotonic() - self.began, 1),
-      "rates": self.rates,
-      "results": self.results,
-    }
-    tiles = [
-      {"operation": key[0], "format": key[1], "c": key[2], "d": key[3]}
-      | dataclasses.asdict(tile)
-      for key, (_, tile) in sorted(self.best.items())
-    ]
-    for name, content in (
-      ("benchmark_gpu.json", report),
-      ("tiles.json", {"device": device, "tiles": tiles}),
-    ):
-      partial = self.output / (name + ".partial")
-      partial.write_text(json.dumps(content, indent=1) + "\n")
-      os.replace(partial, self.output / name)
-
-
-def precision(fmt: str):
-  return jax.default_matmul_precision(
-    "highest" if fmt == "float32" else "default"
-  )
-
-
-def milliseconds(run, target: float = 30.0) -> float:
-  """Median time of run(), a function that only starts work on the device."""
-  jax.block_until_ready(run())
-  times, repeats = [], 3
-  for attempt in range(4):
-    start = time.perf_counter()
-    for _ in range(repeats):
-      out = run()
-    jax.block_until_ready(out)
-    times.append(1e3 * (time.perf_counter() - start) / repeats)
-    if attempt == 0:
-      repeats = max(3, min(200, int(target / max(times[0], 1e-3))))
-  return statistics.median(times[1:])
 
 
 @dataclasses.dataclass
@@ -128,17 +52,16 @@ class Case:
     out = compute(x, weight, g, self.table)
     return dict(zip(OPERATIONS, out, strict=True))
 
+  @property
+  def where(self) -> dict[str, int]:
+    return {"n": self.n, "c": self.c}
+
   def shares(self, operation: str, ms: float, rates: dict) -> dict:
-    """Of the floors that arithmetic and memory traffic set."""
     flop = 2 * self.pairs * self.c * self.c
     size = jnp.dtype(DTYPE[self.fmt]).itemsize
     moved = 4 * 27 * self.n + 2 * size * self.n * self.c
     moved += 27 * self.c * self.c * (size if operation == "forward" else 4)
-    shares = {"tflops": round(flop / ms / 1e9, 1)}
-    if self.fmt in rates:
-      shares["arithmetic"] = round(flop / rates[self.fmt] / ms * 1e3, 3)
-      shares["memory"] = round(moved / rates["bytes"] / ms * 1e3, 3)
-    return shares
+    return shares(flop, moved, self.fmt, ms, rates)
 
   @property
   def repeats(self) -> int:
@@ -153,7 +76,15 @@ class Case:
       return out[:: max(1, self.n // 4096)].astype(jnp.float32)
     return out
 
-  def kernel(self, operation: str, tile: Tile):
+  def kernel(
+    self, operation: str, tile: Tile, block: int = row_tiles_lib.SORT_BLOCK
+  ) -> Job:
+    """A kernel on row tiles that are already built, sorted by blocks."""
+    built = row_tiles(self.n, tile.rows, tile.by_mask, block)
+    function = self._repeated(operation, tile)
+    return Job(function, (*self.operands, built), self.repeats)
+
+  def _repeated(self, operation: str, tile: Tile):
     """(x, weight, g, row tiles) -> result, or a sample of the last of many."""
     interpret = jax.default_backend() != "gpu"
     how = {"tile": tile, "interpret": interpret}
@@ -186,8 +117,8 @@ class Case:
 
     return run
 
-  def whole(self, operation: str, how: Tile | int):
-    """(x, weight, g, table) -> result, by XLA with tiles of `how` rows."""
+  def whole(self, operation: str, how: Tile | int) -> Job:
+    """All that an operation takes, by a kernel or by XLA with `how` rows."""
 
     def run(x, weight, g, table):
       if isinstance(how, int):
@@ -198,7 +129,7 @@ class Case:
         return pallas_triton.gather_conv(x, table, weight, tile=how)
       return pallas_triton.weight_gradient(x, table, g, tile=how)
 
-    return run
+    return Job(run, (*self.operands, self.table))
 
 
 @functools.cache
@@ -220,11 +151,6 @@ def row_tiles(n: int, rows: int, by_mask: bool, block: int):
 
 def case_of(n: int, c: int, fmt: str) -> Case:
   return Case(n, c, fmt, *surface_table(n))
-
-
-def error_of(got, expected) -> float:
-  got = got.astype(jnp.float32)
-  return float(jnp.linalg.norm(got - expected) / jnp.linalg.norm(expected))
 
 
 def _shapes(operation: str, c: int, fmt: str) -> list[tuple]:
@@ -297,31 +223,3 @@ def candidates(operation: str, c: int, fmt: str) -> list[Tile]:
       )
     )
   )
-
-
-def compile_all(session: Session, jobs: dict, fmt: str) -> dict:
-  """Compiled functions by name, side by side; failures are recorded."""
-
-  def compile_one(item):
-    function, arguments, _ = item
-    with precision(fmt):
-      return jax.jit(function).lower(*arguments).compile()
-
-  compiled = {}
-  with concurrent.futures.ThreadPoolExecutor(session.workers) as pool:
-    futures = {k: pool.submit(compile_one, v) for k, v in jobs.items()}
-    for name, future in futures.items():
-      try:
-        compiled[name] = future.result()
-      except Exception as error:  # the compiler's, of any type
-        message = f"{type(error).__name__}: {error}"[:400]
-        session.add("failed", name=str(name), error=message)
-  return compiled
-
-
-def short(tile: Tile) -> str:
-  names = ("by_mask", "ahead", "transposed", "unpadded", "split")
-  flags = [f for f in names if getattr(tile, f)]
-  flags += [f"group{tile.group}"] if tile.group > 1 else []
-  sizes = (tile.rows, tile.block_c, tile.block_d, tile.warps, tile.stages)
-  return "x".join(map(str, sizes)) + "".join("+" + f for f in flags)

@@ -1,31 +1,36 @@
-"""The sections of `benchmark_gpu.py` beside the convolution itself."""
+"""The sections of `benchmark_gpu.py` beside the convolution of one level."""
 
-import concurrent.futures
+import dataclasses
 import functools
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmark_gpu_cases import (
+from benchmark_gpu_cases import Case, surface_table
+from benchmark_gpu_measure import (
   DTYPE,
   TOLERANCE,
-  Case,
+  Job,
   Session,
   error_of,
+  measure,
   milliseconds,
   precision,
-  surface_table,
+  shares,
 )
 
 from wsegpc_jax.kernels import segment_sum, strided_conv
 from wsegpc_jax.kernels.gather_conv import bench
 from wsegpc_jax.kernels.gather_conv.row_tiles import row_tiles
+from wsegpc_jax.kernels.segment_sum import specs as segment_specs
+from wsegpc_jax.kernels.strided_conv import specs as strided_specs
 from wsegpc_jax.sparse import pool
-from wsegpc_jax.sparse.plan import build_plan
+from wsegpc_jax.sparse.plan import Level, build_plan
+
+# Of float32 arrays, too: a GPU's default for them.
+FORMAT = {"bfloat16": "bfloat16", "float32": "tf32"}
 
 
 def floors(session: Session, *, megabytes: int = 2048, side: int = 8192):
@@ -80,192 +85,225 @@ def peer(session: Session, case: Case) -> None:
     )
 
 
-def parts(session: Session, n: int) -> None:
-  """Row tiles, the strided pair and segment reductions."""
-  table_, _ = surface_table(n)
+def scaled(spec, scale: float):
+  """A spec with another number of rows, and of segments or parents."""
+  rows = {
+    k: max(1, round(getattr(spec, k) * scale))
+    for k in ("m", "p", "s")
+    if hasattr(spec, k)
+  }
+  return dataclasses.replace(spec, **rows)
+
+
+@dataclasses.dataclass
+class LinkedLevels:
+  """The convolutions between a level of a surface and the next coarser one."""
+
+  level: Level
+  c: int
+  d: int
+  fmt: str
+
+  @property
+  def where(self) -> dict[str, int]:
+    m, p = self.level.capacity, self.level.children.shape[0]
+    return {"n": m, "p": p, "c": self.c, "d": self.d}
+
+  @functools.cached_property
+  def operands(self):
+    """fine, coarse, weight, and cotangents of the fine and the coarse level."""
+    n, p = self.where["n"], self.where["p"]
+    shapes = (n, self.c), (p, self.c), (8, self.c, self.d)
+    shapes += ((n, self.d), (p, self.d))
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return tuple(
+      jax.random.normal(k, s, DTYPE[self.fmt])
+      for k, s in zip(keys, shapes, strict=True)
+    )
+
+  def functions(self, implementation: str) -> dict:
+    """(level, *operands) -> result of each operation."""
+    how = {"implementation": implementation}
+
+    def strided(level, fine, coarse, weight, fine_g, coarse_g):
+      return strided_conv.strided_conv(
+        fine, level.children, weight, tiles=level.tiles.children, **how
+      )
+
+    def transposed(level, fine, coarse, weight, fine_g, coarse_g):
+      return strided_conv.transposed_conv(
+        coarse,
+        level.parent,
+        level.octant,
+        weight,
+        tiles=level.tiles.octants,
+        **how,
+      )
+
+    def strided_gradients(level, fine, coarse, weight, fine_g, coarse_g):
+      return strided_conv.strided_backward(
+        *(fine, level.children, level.parent, level.octant),
+        *(weight, coarse_g),
+        children_tiles=level.tiles.children,
+        octant_tiles=level.tiles.octants,
+        **how,
+      )
+
+    def transposed_gradients(level, fine, coarse, weight, fine_g, coarse_g):
+      return strided_conv.transposed_backward(
+        *(coarse, level.children, weight, fine_g),
+        children_tiles=level.tiles.children,
+        **how,
+      )
+
+    return {
+      "strided": strided,
+      "transposed": transposed,
+      "strided gradients": strided_gradients,
+      "transposed gradients": transposed_gradients,
+    }
+
+  @functools.cached_property
+  def expected(self):
+    """All results from float32 products of the same operands, by XLA."""
+    wide = [a.astype(jnp.float32) for a in self.operands]
+    with precision("float32"):
+      return {
+        operation: jax.jit(function)(self.level, *wide)
+        for operation, function in self.functions("xla").items()
+      }
+
+  def sample(self, operation, out):
+    del operation
+    return out
+
+  def shares(self, operation: str, ms: float, rates: dict) -> dict:
+    n, p = self.where["n"], self.where["p"]
+    products = 2 if operation.endswith("gradients") else 1
+    flop = products * 2 * n * self.c * self.d
+    size = jnp.dtype(DTYPE[self.fmt]).itemsize
+    # Rows of either level once; for gradients those of a third array, too.
+    elements = n * self.c + p * self.d
+    if operation.endswith("gradients"):
+      elements += p * self.c if "transposed" in operation else n * self.c
+    moved = size * elements + 4 * 8 * p
+    return shares(flop, moved, self.fmt, ms, rates)
+
+  def jobs(self) -> dict[tuple, Job]:
+    return {
+      (operation, implementation, ""): Job(
+        function, (self.level, *self.operands)
+      )
+      for implementation in ("xla", "pallas")
+      for operation, function in self.functions(implementation).items()
+    }
+
+
+@dataclasses.dataclass
+class Segments:
+  """Reductions of m rows of c channels in s segments, sorted."""
+
+  m: int
+  s: int
+  c: int
+  fmt: str
+
+  @property
+  def where(self) -> dict[str, int]:
+    return {"n": self.m, "s": self.s, "c": self.c}
+
+  @functools.cached_property
+  def operands(self):
+    segment = np.sort(np.random.default_rng(0).integers(0, self.s, self.m))
+    x = jax.random.normal(jax.random.key(0), (self.m, self.c), DTYPE[self.fmt])
+    return x, jnp.asarray(segment, jnp.int32)
+
+  def function(self, kind: str, implementation: str, **options):
+    return functools.partial(
+      segment_sum.segment_reduce,
+      num_segments=self.s,
+      kind=kind,
+      implementation=implementation,
+      **options,
+    )
+
+  @functools.cached_property
+  def expected(self):
+    x, segment = self.operands
+    return {
+      "segment " + kind: jax.jit(self.function(kind, "xla"))(
+        x.astype(jnp.float32), segment
+      )
+      for kind in ("mean", "max")
+    }
+
+  def sample(self, operation, out):
+    del operation
+    return out
+
+  def shares(self, operation: str, ms: float, rates: dict) -> dict:
+    del operation
+    size = jnp.dtype(DTYPE[self.fmt]).itemsize
+    moved = size * self.c * (self.m + self.s) + 4 * self.m
+    return shares(self.m * self.c, moved, "none", ms, rates)
+
+  def jobs(self) -> dict[tuple, Job]:
+    longest = int(jnp.bincount(self.operands[1], length=self.s).max())
+    ways = {
+      "xla": ("xla", {}),
+      "pallas": ("pallas", {}),
+      "pallas, longest known": ("pallas", {"longest": longest}),
+    }
+    return {
+      ("segment " + kind, by, ""): Job(
+        self.function(kind, implementation, **options), self.operands
+      )
+      for kind in ("mean", "max")
+      for by, (implementation, options) in ways.items()
+    }
+
+
+def plans(session: Session, n: int) -> None:
+  """What is built once a batch: row tiles, and plans of two levels."""
+  table, _ = surface_table(n)
   for by_mask in (False, True):
     build = jax.jit(functools.partial(row_tiles, n=n, by_mask=by_mask))
-    ms = milliseconds(lambda: build(table_))  # noqa: B023
+    ms = milliseconds(lambda: build(table))  # noqa: B023
     session.add("parts", what="row_tiles", n=n, by_mask=by_mask, ms=ms)
+  for tiles in (False, True):
+    build, arguments, p = _plan_builder(n, tiles)
+    ms = milliseconds(lambda: build(*arguments))  # noqa: B023
+    session.add("parts", what="plan", n=n, p=p, tiles=tiles, ms=ms)
+
+
+def _plan_builder(n: int, tiles: bool):
   voxels = bench.surface(n, np.random.default_rng(0))
   coords = jnp.asarray(np.pad(voxels, ((0, 0), (1, 0))))
   p = len(np.unique(voxels >> 1, axis=0))
-  for tiles in (False, True):
-    build = jax.jit(
-      functools.partial(build_plan, capacities=(n, p), tiles=tiles)
-    )
-    plan = build(coords, jnp.int32(n))
-    ms = milliseconds(lambda: build(coords, jnp.int32(n)))  # noqa: B023
-    session.add("parts", what="plan", n=n, p=p, tiles=tiles, ms=ms)
-  fine, keys = plan.levels[0], jax.random.split(jax.random.key(0), 3)
-  children_tiles = fine.tiles.children
-  for c, dtype in ((64, jnp.bfloat16), (64, jnp.float32)):
-    x = jax.random.normal(keys[0], (n, c), dtype)
-    y = jax.random.normal(keys[1], (p, c), dtype)
-    weight = jax.random.normal(keys[2], (8, c, c), dtype)
-    run = jax.jit(pool.mean_pool)
-    ms = milliseconds(lambda: run(x, fine))  # noqa: B023
-    session.add(
-      "parts", what="mean of voxels", n=n, s=p, c=c, by="gathers of children",
-      dtype=str(x.dtype), ms=round(ms, 4),
-    )  # fmt: skip
-    for implementation in ("xla", "pallas"):
-      if not session.has_time():
-        return
-      how = {"implementation": implementation}
-      down = functools.partial(
-        strided_conv.strided_conv, tiles=children_tiles, **how
-      )
-      up = functools.partial(
-        strided_conv.transposed_conv, tiles=fine.tiles.octants, **how
-      )
-      wide = functools.partial(
-        strided_conv.transposed_backward, children_tiles=children_tiles, **how
-      )
-      for what, run, arguments in (
-        ("strided", down, (x, fine.children, weight)),
-        ("transposed", up, (y, fine.parent, fine.octant, weight)),
-        ("transposed gradients", wide, (y, fine.children, weight, x)),
-      ):
-        run = jax.jit(run)
-        ms = milliseconds(lambda: run(*arguments))  # noqa: B023
-        session.add(
-          "parts", what=what, n=n, p=p, c=c, by=implementation,
-          dtype=str(x.dtype), ms=round(ms, 4),
-        )  # fmt: skip
-      segments = ("voxels", fine.parent, p, 8), (
-        "superpoints", fine.parent * 50 // p, 50, None,
-      )  # fmt: skip
-      for what, segment, s, longest in segments:
-        run = jax.jit(
-          functools.partial(
-            segment_sum.segment_reduce,
-            num_segments=s, kind="mean", longest=longest, **how,
-          )
-        )  # fmt: skip
-        ms = milliseconds(lambda: run(x, segment))  # noqa: B023
-        session.add(
-          "parts", what="mean of " + what, n=n, s=s, c=c, by=implementation,
-          dtype=str(x.dtype), ms=round(ms, 4),
-        )  # fmt: skip
+  build = functools.partial(build_plan, capacities=(n, p), tiles=tiles)
+  return jax.jit(build), (coords, jnp.int32(n)), p
 
 
-def train(
-  session: Session,
-  voxels: int,
-  implementations: list[str],
-  *,
-  dtype=jnp.bfloat16,
-  arch: str = "18A",
-) -> None:
-  """A step on four scenes: plan, forward, backward, SGD.
+@functools.lru_cache(maxsize=1)
+def linked_level(n: int) -> Level:
+  """The finest level of a surface of n voxels, with its tiles."""
+  build, arguments, _ = _plan_builder(n, True)
+  return build(*arguments).levels[0]
 
-  All are compiled before any is timed, at once, which takes minutes; each
-  writes a row when it is.
-  """
-  import optax
 
-  from wsegpc_jax.models.minkunet import MinkUNet
-
-  scenes = [bench.surface(voxels, np.random.default_rng(s)) for s in range(4)]
-  coords = np.concatenate(
-    [np.pad(v, ((0, 0), (1, 0)), constant_values=s)
-     for s, v in enumerate(scenes)]
+def links(session: Session, spec: strided_specs.Spec) -> None:
+  """The strided pair, its gradients, and the mean over children."""
+  case = LinkedLevels(linked_level(spec.m), spec.c, spec.d, FORMAT[spec.dtype])
+  measure(session, "parts", case, case.jobs())
+  run, x = jax.jit(pool.mean_pool), case.operands[0]
+  ms = milliseconds(lambda: run(x, case.level))
+  session.add(
+    "parts", op="mean of children", **case.where, format=case.fmt, by="xla",
+    tile="", ms=round(ms, 4),
   )  # fmt: skip
-  level, capacities = coords.copy(), []
-  for _ in range(5):
-    level = np.unique(level, axis=0)
-    capacities.append(len(level))
-    level[:, 1:] >>= 1
-  n, capacities = len(coords), tuple(capacities)
-  keys = jax.random.split(jax.random.key(0), 2)
-  features = jax.random.normal(keys[0], (n, 3))
-  labels = jax.random.randint(keys[1], (n,), 0, 20)
-  optimizer = optax.sgd(0.1, momentum=0.9)
-  count = jnp.int32(n)
-  coords = jnp.asarray(coords)
-  levels = str(capacities)
-  for tiles in (False, True):
-    make_plan = jax.jit(
-      functools.partial(build_plan, capacities=capacities, tiles=tiles)
-    )
-    ms = milliseconds(lambda: make_plan(coords, count))  # noqa: B023
-    session.add(
-      "train", what="plan", n=n, levels=levels, tiles=tiles, ms=round(ms, 2)
-    )
 
-  @jax.jit
-  def init(key, features, coords):
-    plan = build_plan(coords, jnp.int32(64), (64,) * 5)
-    first = MinkUNet(arch, 20, dtype=dtype, implementation="xla")
-    return first.init(key, features, plan, train=True)
 
-  variables = init(jax.random.key(0), features[:64], coords[:64])
-
-  def step_by(implementation):
-    net = MinkUNet(arch, 20, dtype=dtype, implementation=implementation)
-
-    def step(state, coords, features, labels):
-      variables, momenta = state
-      plan = build_plan(
-        coords, count, capacities, implementation=implementation
-      )
-
-      def loss(params):
-        given = {**variables, "params": params}
-        (logits, _), new = net.apply(
-          given, features, plan, train=True, mutable=["batch_stats"]
-        )
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return each.mean(), new
-
-      (value, new), grads = jax.value_and_grad(loss, has_aux=True)(
-        variables["params"]
-      )
-      updates, momenta = optimizer.update(grads, momenta)
-      params = optax.apply_updates(variables["params"], updates)
-      return ({**new, "params": params}, momenta), value
-
-    return jax.jit(step, donate_argnums=0)
-
-  def new_state():
-    own = jax.tree.map(jnp.copy, variables)
-    return own, optimizer.init(own["params"])
-
-  def compiled(implementation):
-    began = time.monotonic()
-    arguments = new_state(), coords, features, labels
-    run = step_by(implementation).lower(*arguments).compile()
-    session.add(
-      "train",
-      what="compile",
-      by=implementation,
-      seconds=round(time.monotonic() - began, 1),
-    )
-    return run
-
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    found = list(pool.map(compiled, implementations))
-  for implementation, run in zip(implementations, found, strict=True):
-    memory, state = run.memory_analysis(), new_state()
-    losses, times = [], []
-    for _ in range(12):
-      start = time.perf_counter()
-      state, value = run(state, coords, features, labels)
-      losses.append(float(value))
-      times.append(1e3 * (time.perf_counter() - start))
-    ms = statistics.median(times[2:])
-    session.add(
-      "train",
-      what="step",
-      by=implementation,
-      n=n,
-      dtype=str(jnp.dtype(dtype)),
-      ms=round(ms, 2),
-      voxels_per_second=round(n / ms * 1e3),
-      temporary_gib=round(memory.temp_size_in_bytes / 2**30, 2)
-      if memory
-      else None,
-      first_loss=losses[0],
-      last_loss=losses[-1],
-    )
+def segments(session: Session, spec: segment_specs.Spec) -> None:
+  """Means and maxima of sorted segments."""
+  case = Segments(spec.m, spec.s, spec.c, FORMAT[spec.dtype])
+  measure(session, "parts", case, case.jobs())
