@@ -245,6 +245,7 @@ def memory_part(engine, args) -> dict:
   return {
     "18A step, memory": {
       "MB per 100,000 voxels": scale * sizes["temporary"],
+      "rise of resident memory": scale * sizes["resident"],
       "kept for the backward pass": scale * sizes["kept"],
       "ratio": sizes["temporary"] / sizes["kept"],
       "parameters and momenta, MB": sizes["state"] / 1e6,

@@ -201,7 +201,7 @@ def _loss(method, name):
   forward = _forward(method, name, train=True)
 
   def loss(params, stats, *args):
-    with remat.recomputed(*method.remat):
+    with remat.blocks_recomputed(method.remat):
       outputs, new = forward({"params": params, "batch_stats": stats}, *args)
     return sum(jnp.square(x).mean(dtype=jnp.float32) for x in outputs), new
 

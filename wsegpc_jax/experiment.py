@@ -182,10 +182,7 @@ def _optimizer(config, steps) -> optax.GradientTransformation:
 
 def _memory(config) -> dict:
   """What a method does to need less memory in training."""
-  remat = ("blocks",) if config.model.remat else ()
-  if jnp.dtype(config.dtype).itemsize < 4:
-    remat += ("norms",)
-  return {"parts": config.train.accumulate, "remat": remat}
+  return {"parts": config.train.accumulate, "remat": config.model.remat}
 
 
 def _network(config, num_classes) -> minkunet.MinkUNet | spvcnn.SPVCNN:

@@ -14,7 +14,9 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -245,10 +247,19 @@ class Network:
     return dict(zip(("trace", "lower", "compile"), seconds, strict=True))
 
   def memory(self) -> dict[str, int]:
-    """Bytes of the compiled step, and of what its backward pass keeps."""
+    """Bytes of a step: planned, measured, and what its backward pass keeps.
+
+    "temporary" is what the compiled program allocates; "resident" by how much
+    the memory of this process rises in its first run (Linux); "kept" adds up
+    the arrays that go from the forward to the backward pass before XLA merges
+    operations and computes some of them twice.
+    """
     state = jax.eval_shape(self.first_state)
     args = *self.args, self.label
-    found = self._train.lower(state, args).compile().memory_analysis()
+    compiled = self._train.lower(state, args).compile()
+    found = compiled.memory_analysis()
+    first = jax.block_until_ready(self.first_state())
+    resident = _peak_rise(lambda: jax.block_until_ready(compiled(first, args)))
 
     def kept(params, batch_stats, *args):
       run = functools.partial(self._loss, batch_stats=batch_stats)
@@ -265,9 +276,24 @@ class Network:
     size = sum(v.aval.size * v.aval.dtype.itemsize for v in saved)
     return {
       "temporary": found.temp_size_in_bytes,
+      "resident": resident,
       "state": sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state)),
       "kept": size,
     }
+
+
+def _peak_rise(run: Callable[[], Any]) -> int:
+  """By how many bytes the resident memory of this process rises in a run."""
+
+  def status(name):
+    for line in Path("/proc/self/status").read_text().splitlines():
+      if line.startswith(name + ":"):
+        return 1024 * int(line.split()[1])
+
+  Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+  before = status("VmRSS")
+  run()
+  return status("VmHWM") - before
 
 
 def _loss_and_norm(state, loss):

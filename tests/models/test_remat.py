@@ -37,9 +37,9 @@ def network(monkeypatch):
   return lambda dtype=jnp.float32: MinkUNet("ends", 4, width=8, dtype=dtype)
 
 
-def loss_of(network, stats, *args, kinds):
+def loss_of(network, stats, *args, recomputed):
   def loss(params):
-    with remat.recomputed(*kinds):
+    with remat.blocks_recomputed(recomputed):
       (logits, _), new = network.apply(
         {"params": params, "batch_stats": stats},
         *args,
@@ -52,9 +52,13 @@ def loss_of(network, stats, *args, kinds):
 
 
 def kept_bytes(loss, params):
-  """Bytes that the backward pass needs of the forward one."""
+  """Bytes that the backward pass needs of the forward one, but parameters."""
   kept = jax.eval_shape(lambda p: jax.vjp(loss, p, has_aux=True)[1], params)
-  return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(kept))
+
+  def size(tree):
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+  return size(kept) - size(params)
 
 
 def test_values_and_gradients_stay(network, points):
@@ -63,10 +67,11 @@ def test_values_and_gradients_stay(network, points):
   results = [
     jax.jit(
       jax.value_and_grad(
-        loss_of(net, variables["batch_stats"], *points, kinds=k), has_aux=True
+        loss_of(net, variables["batch_stats"], *points, recomputed=on),
+        has_aux=True,
       )
     )(variables["params"])
-    for k in ((), remat.KINDS)
+    for on in (False, True)
   ]
   plain, under = jax.device_get(results)
   assert jax.tree.structure(plain) == jax.tree.structure(under)
@@ -79,17 +84,17 @@ def test_values_and_gradients_stay(network, points):
 
 
 def test_less_is_kept(network, points):
-  def kept(dtype, *kinds):
+  def kept(dtype, recomputed):
     net = network(dtype)
     variables = initialize.init_variables(net, 0, *points, train=False)
     stats = variables["batch_stats"]
-    loss = loss_of(net, stats, *points, kinds=kinds)
+    loss = loss_of(net, stats, *points, recomputed=recomputed)
     return kept_bytes(loss, variables["params"])
 
-  plain = kept(jnp.float32)
-  assert kept(jnp.float32, "blocks") < 0.65 * plain
-  # Mixed precision alone does not halve it: the norms keep float32.
-  assert kept(jnp.bfloat16, "norms") < 0.5 * plain < kept(jnp.bfloat16)
+  plain = kept(jnp.float32, False)
+  assert kept(jnp.float32, True) < 0.65 * plain
+  # Norms, which compute in float32, keep bfloat16.
+  assert kept(jnp.bfloat16, False) < 0.5 * plain
 
 
 def test_all_residual_blocks_of_both_networks_are_checkpointed(points):
@@ -99,7 +104,7 @@ def test_all_residual_blocks_of_both_networks_are_checkpointed(points):
     (MinkUNet("14A", 4, width=4), points, 8),
   ):
     variables = initialize.init_variables(net, 0, *args, train=False)
-    loss = loss_of(net, variables["batch_stats"], *args, kinds=("blocks",))
+    loss = loss_of(net, variables["batch_stats"], *args, recomputed=True)
     text = str(jax.make_jaxpr(loss)(variables["params"]))
     assert text.count("= remat2[") + text.count("= checkpoint[") == blocks
 
@@ -110,12 +115,6 @@ def test_variables_are_made_without_checkpoints():
     def __call__(self, x):
       return nn.Dense(2, name="block1_0")(x)
 
-  with remat.recomputed("blocks"):
+  with remat.blocks_recomputed(True):
     variables = Net().init(jax.random.key(0), jnp.ones((1, 3)))
   assert variables["params"]["block1_0"]["kernel"].shape == (3, 2)
-
-
-def test_an_unknown_kind_is_refused():
-  with pytest.raises(ValueError, match="kind='levels'.*blocks, norms"):
-    with remat.recomputed("levels"):
-      pass

@@ -28,14 +28,13 @@ class Segmentation:
     optimizer: of its parameters.
     parts: of a training batch, whose leaves have an axis of them if there are
       several (see `gradients.accumulate`).
-    remat: kinds of modules that are computed again in the backward pass (see
-      `models.remat`).
+    remat: compute the residual blocks again in the backward pass.
   """
 
   model: MinkUNet
   optimizer: optax.GradientTransformation
   parts: int = 1
-  remat: tuple[str, ...] = ()
+  remat: bool = False
 
   def init(self, seed: int, batch: Batch) -> TrainState:
     """A fresh state, without a teacher."""
@@ -66,7 +65,7 @@ class Segmentation:
 
     def share(batch_stats, part):
       def loss_fn(params):
-        with remat.recomputed(*self.remat):
+        with remat.blocks_recomputed(self.remat):
           (logits, _), new = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
             part.student.features,

@@ -75,8 +75,7 @@ class WSegPC:
     parts: of a training batch, whose leaves have an axis of them if there are
       several (see `gradients.accumulate`). Pseudo-labels of all parts are
       selected by the counts from before the step.
-    remat: kinds of modules of the student that are computed again in the
-      backward pass (see `models.remat`).
+    remat: compute the student's residual blocks again in the backward pass.
   """
 
   model: TwoBranchNet
@@ -87,7 +86,7 @@ class WSegPC:
   ema_keep: float = 0.999
   compat_steps: int | None = None
   parts: int = 1
-  remat: tuple[str, ...] = ()
+  remat: bool = False
 
   def init(self, seed: int, batch: Batch) -> TrainState:
     """A fresh state; the teacher starts as a copy of the student."""
@@ -137,7 +136,7 @@ class WSegPC:
         )
 
       def loss_fn(params):
-        with remat.recomputed(*self.remat):
+        with remat.blocks_recomputed(self.remat):
           terms, stats = self._losses(
             params, batch_stats, state.step, part, counts, targets
           )

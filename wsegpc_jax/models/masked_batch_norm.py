@@ -1,14 +1,20 @@
 """Batch normalisation over the valid rows of all devices.
 
 Padded batches hold a different number of valid rows on every device, so
-statistics are weighted by rows: the sums are reduced, never the means.
+statistics are weighted by rows: the sums are reduced, never the means. The
+backward pass is written out, in two passes over x and the cotangent: it keeps x
+as it came, in its own dtype, and C numbers, where autodiff would keep several
+arrays in float32.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 
 class MaskedBatchNorm(nn.Module):
@@ -77,41 +83,103 @@ class MaskedBatchNorm(nn.Module):
 
     dtype = x.dtype if self.dtype is None else self.dtype
     valid = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
-    # Cleared before any arithmetic: NaN * 0 in a gradient is still NaN.
-    x = jnp.where(valid, x, 0)
-    x = x.astype(jnp.promote_types(jnp.float32, x.dtype))
+    if not train:
+      wide = _cleared(x, valid)
+      mean, var = (
+        running.value.astype(wide.dtype)
+        for running in (running_mean, running_var)
+      )
+      factor = jax.lax.rsqrt(var + self.epsilon) * scale.astype(wide.dtype)
+      y = (wide - mean) * factor + bias.astype(wide.dtype)
+      return jnp.where(valid, y, 0).astype(dtype)
 
-    if train:
-      mean, var, count = self._batch_statistics(x, valid)
-      if not self.is_initializing():
-        kept = jnp.where(count > 0, self.momentum, 1.0)
-        unbiased = var * (count / jnp.maximum(count - 1, 1))
-        for running, new in (running_mean, mean), (running_var, unbiased):
-          moved = kept * running.value + (1 - kept) * new
-          running.value = moved.astype(stats_dtype)
-    else:
-      mean = running_mean.value.astype(x.dtype)
-      var = running_var.value.astype(x.dtype)
+    # While initialising no axis is bound.
+    axis_name = None if self.is_initializing() else self.axis_name
+    y, *statistics = _normalize(
+      axis_name, self.epsilon, dtype, x, valid, scale, bias
+    )
+    if not self.is_initializing():
+      mean, var, count = statistics
+      kept = jnp.where(count > 0, self.momentum, 1.0)
+      unbiased = var * (count / jnp.maximum(count - 1, 1))
+      for running, new in (running_mean, mean), (running_var, unbiased):
+        moved = kept * running.value + (1 - kept) * new
+        running.value = moved.astype(stats_dtype)
+    return y
 
-    factor = jax.lax.rsqrt(var + self.epsilon) * scale.astype(x.dtype)
-    y = (x - mean) * factor + bias.astype(x.dtype)
-    return jnp.where(valid, y, 0).astype(dtype)
 
-  def _batch_statistics(self, x, valid):
-    """Mean and biased variance [C] of the valid rows, and their number."""
-    # Rows are counted in integers: float32 stops at 2^24 of them.
-    rows_per_entry = x.size // max(valid.size * x.shape[-1], 1)
-    axes = tuple(range(x.ndim - 1))
-    count = self._reduce(jnp.sum(valid, dtype=jnp.int32) * rows_per_entry)
-    total = self._reduce(jnp.sum(x, axes))
-    divisor = jnp.maximum(count, 1).astype(x.dtype)
-    mean = total / divisor
-    deviation = jnp.where(valid, x - mean, 0)
-    var = self._reduce(jnp.sum(jnp.square(deviation), axes)) / divisor
-    return mean, var, count.astype(x.dtype)
+def _cleared(x: Array, valid: Array) -> Array:
+  """x in float32 or wider, zero in padded rows."""
+  # Cleared before any arithmetic: NaN * 0 in a gradient is still NaN.
+  x = jnp.where(valid, x, 0)
+  return x.astype(jnp.promote_types(jnp.float32, x.dtype))
 
-  def _reduce(self, value):
-    """Sum over devices; none while initialising, where no axis is bound."""
-    if self.axis_name is None or self.is_initializing():
-      return value
-    return jax.lax.psum(value, self.axis_name)
+
+def _sum(value: Array, axis_name: str | None) -> Array:
+  """Over devices."""
+  return value if axis_name is None else jax.lax.psum(value, axis_name)
+
+
+def _batch_statistics(x, valid, axis_name):
+  """Mean and biased variance [C] of the valid rows, and their number."""
+  # Rows are counted in integers: float32 stops at 2^24 of them.
+  rows_per_entry = x.size // max(valid.size * x.shape[-1], 1)
+  axes = tuple(range(x.ndim - 1))
+  count = _sum(jnp.sum(valid, dtype=jnp.int32) * rows_per_entry, axis_name)
+  divisor = jnp.maximum(count, 1).astype(x.dtype)
+  mean = _sum(jnp.sum(x, axes), axis_name) / divisor
+  deviation = jnp.where(valid, x - mean, 0)
+  var = _sum(jnp.sum(jnp.square(deviation), axes), axis_name) / divisor
+  return mean, var, count.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _normalize(
+  axis_name: str | None,
+  epsilon: float,
+  dtype: Any,
+  x: Float[Array, "*n c"],
+  valid: Bool[Array, "*n 1"],
+  scale: Float[Array, " c"],
+  bias: Float[Array, " c"],
+) -> tuple[Float[Array, "*n c"], Array, Array, Array]:
+  """(y, mean, biased variance, rows); no gradient flows through the last three.
+
+  With x' = (x - mean) / sqrt(variance + epsilon), y = scale x' + bias and N
+  rows on all devices, the gradient for the cotangent g of y is (arXiv
+  1502.03167, section 3)
+
+      dbias = sum g,   dscale = sum g x',
+      dx = scale / sqrt(variance + epsilon) (g - (dbias + x' dscale) / N)
+
+  with the sums of all devices in dx, and of the own rows in the others.
+  """
+  return _forward(axis_name, epsilon, dtype, x, valid, scale, bias)[0]
+
+
+def _forward(axis_name, epsilon, dtype, x, valid, scale, bias):
+  wide = _cleared(x, valid)
+  mean, var, count = _batch_statistics(wide, valid, axis_name)
+  inverse = jax.lax.rsqrt(var + epsilon)
+  factor = inverse * scale.astype(wide.dtype)
+  y = (wide - mean) * factor + bias.astype(wide.dtype)
+  y = jnp.where(valid, y, 0).astype(dtype)
+  return (y, mean, var, count), (x, valid, scale, mean, inverse, count)
+
+
+def _backward(axis_name, epsilon, dtype, saved, cotangents):
+  del epsilon, dtype
+  x, valid, scale, mean, inverse, count = saved
+  normal = (_cleared(x, valid) - mean) * inverse
+  g = _cleared(cotangents[0], valid).astype(normal.dtype)
+  axes = tuple(range(x.ndim - 1))
+  own = jnp.stack([jnp.sum(g, axes), jnp.sum(g * normal, axes)])
+  of_bias, of_scale = _sum(own, axis_name) / jnp.maximum(count, 1)
+  factor = inverse * scale.astype(normal.dtype)
+  dx = jnp.where(valid, (g - of_bias - normal * of_scale) * factor, 0)
+  of_valid = np.zeros(valid.shape, jax.dtypes.float0)
+  of_bias, of_scale = own.astype(scale.dtype)
+  return dx.astype(x.dtype), of_valid, of_scale, of_bias
+
+
+_normalize.defvjp(_forward, _backward)
