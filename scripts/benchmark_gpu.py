@@ -3,7 +3,8 @@
     python scripts/benchmark_gpu.py --output=FOLDER [--seconds=N]
 
 Checks every kernel before timing it, prints a table and keeps
-FOLDER/benchmark_gpu.json up to date. Sections, in the order they run:
+FOLDER/benchmark_gpu.json up to date. Sections, in the order they run for the
+first shape (the others are tuned and compared with the peer before the table):
 
     floors    measured rates of copying and of matrix products
     tune      tiles of the convolution of the first shape; with --others also
@@ -18,8 +19,9 @@ FOLDER/benchmark_gpu.json up to date. Sections, in the order they run:
 What is begun after --seconds (540) is left out and named; `--sections table`
 and the like run one section by itself, `--tiles=FOLDER/tiles.json` with the
 tiles found before. Whatever fails is recorded with its message, and the rest
-goes on. A time is the median of several runs of many calls that wait for each
-other on the device only.
+goes on. A time of an operation is the median of several runs of one program of
+many calls that wait for each other on the device only, or of one call that is
+long.
 """
 
 import argparse

@@ -63,59 +63,27 @@ class Case:
     moved += 27 * self.c * self.c * (size if operation == "forward" else 4)
     return shares(flop, moved, self.fmt, ms, rates)
 
-  @property
-  def repeats(self) -> int:
-    """Calls of a kernel in one program, where starting them would count."""
-    if self.n * self.c >= 3e7:
-      return 1
-    return max(4, min(100, int(6e8 / (self.n * self.c))))
-
-  def sample(self, operation: str, out: jax.Array) -> jax.Array:
-    """What is compared of a result: some rows, or all of a gradient."""
-    if operation == "forward":
-      return out[:: max(1, self.n // 4096)].astype(jnp.float32)
-    return out
-
   def kernel(
     self, operation: str, tile: Tile, block: int = row_tiles_lib.SORT_BLOCK
   ) -> Job:
     """A kernel on row tiles that are already built, sorted by blocks."""
     built = row_tiles(self.n, tile.rows, tile.by_mask, block)
-    function = self._repeated(operation, tile)
-    return Job(function, (*self.operands, built), self.repeats)
+    how = {"tile": tile, "interpret": jax.default_backend() != "gpu"}
 
-  def _repeated(self, operation: str, tile: Tile):
-    """(x, weight, g, row tiles) -> result, or a sample of the last of many."""
-    interpret = jax.default_backend() != "gpu"
-    how = {"tile": tile, "interpret": interpret}
-
-    def once(x, weight, g, row_tiles):
+    def run(x, weight, g, row_tiles):
       if operation == "forward":
         return pallas_triton.of_tiles(x, row_tiles, weight, m=self.n, **how)
       return pallas_triton.weight_gradient_of_tiles(x, row_tiles, g, **how)
 
-    if self.repeats == 1:
-      return once
-
-    # What both the kernel and the loop's dependence go through.
+    # What the kernel goes through: taps of every tile, or rows of every tap.
     through = "number" if operation == "forward" else "rows"
 
-    def run(x, weight, g, row_tiles):
-      def body(_, carry):
-        given = dataclasses.replace(row_tiles, **{through: carry[0]})
-        found = self.sample(operation, once(x, weight, g, given))
-        # Never true, but the compiler cannot know: each call waits for the
-        # one before.
-        more = (found.max() > 1e30).astype(jnp.int32)
-        return carry[0] + more, found
+    def depend(arguments, zero):
+      *operands, tiles = arguments
+      changed = {through: getattr(tiles, through) + zero}
+      return *operands, dataclasses.replace(tiles, **changed)
 
-      first = jax.eval_shape(
-        lambda: self.sample(operation, once(x, weight, g, row_tiles))
-      )
-      carry = getattr(row_tiles, through), jnp.zeros(first.shape, first.dtype)
-      return jax.lax.fori_loop(0, self.repeats, body, carry)[1]
-
-    return run
+    return Job(run, (*self.operands, built), depend, self.n * self.c)
 
   def whole(self, operation: str, how: Tile | int) -> Job:
     """All that an operation takes, by a kernel or by XLA with `how` rows."""

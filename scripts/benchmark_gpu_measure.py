@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,16 +32,18 @@ class Session:
   results: list = dataclasses.field(default_factory=list)
   rates: dict = dataclasses.field(default_factory=dict)
   best: dict = dataclasses.field(default_factory=dict)
+  lock: Any = dataclasses.field(default_factory=threading.RLock)
 
   def has_time(self) -> bool:
     return time.monotonic() - self.began < self.seconds
 
   def add(self, section: str, **row) -> None:
     row = {"section": section} | row
-    self.results.append(row)
     shown = {k: v for k, v in row.items() if v is not None}
-    print(*(f"{k}={v}" for k, v in shown.items()), flush=True)
-    self.write()
+    with self.lock:  # programs are compiled in several threads
+      self.results.append(row)
+      print(*(f"{k}={v}" for k, v in shown.items()), flush=True)
+      self.write()
 
   def add_failure(self, name: str, error: Exception) -> None:
     message = f"{type(error).__name__}: {error}"[:400]
@@ -103,20 +106,71 @@ class Problem(Protocol):
   where: dict[str, int]
   expected: dict[str, Any]
 
-  def sample(self, operation: str, out: Any) -> Any:
-    """What a job of many calls returns of a result."""
-
   def shares(self, operation: str, ms: float, rates: dict) -> dict:
     """What `shares` returns for this operation."""
 
 
+# (arguments, a zero) -> the arguments, depending on the zero; see `repeated`.
+Dependence = Callable[[tuple, jax.Array], tuple]
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A function to time; more than one call a run returns a sample."""
+  """A function to time.
+
+  Attributes:
+    function, arguments: what is called.
+    dependence: if calls are to be repeated within a program.
+    elements: of the largest operand: the fewer, the more calls.
+  """
 
   function: Callable
   arguments: tuple
-  calls: int = 1
+  dependence: Dependence | None = None
+  elements: int = 0
+
+  @property
+  def calls(self) -> int:
+    return 1 if self.dependence is None else calls_for(self.elements)
+
+
+def calls_for(elements: int) -> int:
+  """Calls of one program: many where starting a program would count."""
+  return 1 if elements >= 3e7 else max(4, min(100, int(6e8 / elements)))
+
+
+def adding(*places: int) -> Dependence:
+  """Adds the zero to these arguments, small arrays."""
+
+  def depend(arguments, zero):
+    return tuple(
+      a + zero.astype(a.dtype) if i in places else a
+      for i, a in enumerate(arguments)
+    )
+
+  return depend
+
+
+def repeated(function: Callable, calls: int, dependence: Dependence | None):
+  """The result of the last of several calls, each waiting for the one before.
+
+  The compiler cannot know that what comes from the result before is zero. All
+  that the function computes must depend on it, or it computes that once only.
+  """
+  if calls == 1:
+    return function
+
+  def run(*arguments):
+    def body(_, carry):
+      out = function(*dependence(arguments, carry[0]))
+      some = jax.tree.leaves(out)[0].reshape(-1)[0]
+      return (some > 1e30).astype(jnp.int32), out
+
+    out = jax.eval_shape(function, *arguments)
+    empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), out)
+    return jax.lax.fori_loop(0, calls, body, (jnp.int32(0), empty))[1]
+
+  return run
 
 
 def shares(flop: float, moved: float, fmt: str, ms: float, rates: dict) -> dict:
@@ -152,27 +206,25 @@ def compile_all(
 ) -> dict:
   """Compiled functions by key, side by side; failures are recorded.
 
-  What is expected of them is computed meanwhile.
+  None where there was no time. What is expected of them is computed meanwhile.
   """
 
   def compile_one(job):
     if not session.has_time():
       return None
+    run = repeated(job.function, job.calls, job.dependence)
     with precision(problem.fmt):
-      return jax.jit(job.function).lower(*job.arguments).compile()
+      return jax.jit(run).lower(*job.arguments).compile()
 
   compiled = {}
   with concurrent.futures.ThreadPoolExecutor(session.workers) as pool:
-    expected = pool.submit(lambda: problem.expected)
+    expected = pool.submit(lambda: session.has_time() and problem.expected)
     futures = {key: pool.submit(compile_one, job) for key, job in jobs.items()}
     for key, future in futures.items():
       try:
-        run = future.result()
+        compiled[key] = future.result()
       except Exception as error:  # the compiler's, of any type
         session.add_failure(f"compiling {' '.join(map(str, key))}", error)
-        continue
-      if run is not None:
-        compiled[key] = run
     expected.result()
   return compiled
 
@@ -187,25 +239,26 @@ def measure(
   """
   began = time.monotonic()
   compiled = compile_all(session, problem, jobs)
-  print(f"compiled {len(compiled)} in {time.monotonic() - began:.1f} s")
+  number = sum(run is not None for run in compiled.values())
+  print(f"compiled {number} in {time.monotonic() - began:.1f} s")
   times = {}
   for key, run in compiled.items():
-    if not session.has_time():
-      break
     operation, by, tile = key
     tile = short(tile) if isinstance(tile, Tile) else tile
     where = {"op": operation, **problem.where, "format": problem.fmt}
     where |= {"by": by, "tile": tile}
+    if run is None or not session.has_time():
+      print("no time for", *where.values())
+      continue
     job = jobs[key]
     try:
-      out, expected = run(*job.arguments), problem.expected[operation]
-      if job.calls > 1:
-        expected = problem.sample(operation, expected)
-      error = error_of(out, expected)
+      out = run(*job.arguments)
+      error = error_of(out, problem.expected[operation])
       if not error <= TOLERANCE[problem.fmt]:
         session.add("wrong", **where, error=error)
         continue
-      ms = milliseconds(lambda: run(*job.arguments)) / job.calls  # noqa: B023
+      ms = milliseconds(lambda: run(*job.arguments))  # noqa: B023
+      ms /= job.calls
     except Exception as error:
       session.add_failure(" ".join(map(str, where.values())), error)
       continue

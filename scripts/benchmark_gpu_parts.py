@@ -14,6 +14,7 @@ from benchmark_gpu_measure import (
   TOLERANCE,
   Job,
   Session,
+  adding,
   error_of,
   measure,
   milliseconds,
@@ -29,7 +30,7 @@ from wsegpc_jax.kernels.strided_conv import specs as strided_specs
 from wsegpc_jax.sparse import pool
 from wsegpc_jax.sparse.plan import Level, build_plan
 
-# Of float32 arrays, too: a GPU's default for them.
+# Of products: a GPU's default for float32.
 FORMAT = {"bfloat16": "bfloat16", "float32": "tf32"}
 
 
@@ -83,6 +84,16 @@ def peer(session: Session, case: Case) -> None:
       ok=error <= TOLERANCE[case.fmt],
       **case.shares(operation, best["ms"], session.rates),
     )
+
+
+# Of level, fine, coarse, weight and the cotangents of fine and coarse: small ones
+# of which one is in all that an operation computes.
+_SMALL = {
+  "strided": (3,),
+  "transposed": (3,),
+  "strided gradients": (5,),
+  "transposed gradients": (2, 3),
+}
 
 
 def scaled(spec, scale: float):
@@ -156,12 +167,18 @@ class LinkedLevels:
         **how,
       )
 
-    return {
+    def mean_of_children(level, fine, coarse, weight, fine_g, coarse_g):
+      return pool.mean_pool(fine, level)
+
+    found = {
       "strided": strided,
       "transposed": transposed,
       "strided gradients": strided_gradients,
       "transposed gradients": transposed_gradients,
     }
+    if implementation == "xla":  # the only one that it has
+      found["mean of children"] = mean_of_children
+    return found
 
   @functools.cached_property
   def expected(self):
@@ -173,26 +190,33 @@ class LinkedLevels:
         for operation, function in self.functions("xla").items()
       }
 
-  def sample(self, operation, out):
-    del operation
-    return out
-
   def shares(self, operation: str, ms: float, rates: dict) -> dict:
-    n, p = self.where["n"], self.where["p"]
-    products = 2 if operation.endswith("gradients") else 1
-    flop = products * 2 * n * self.c * self.d
+    n, p, c, d = (self.where[k] for k in ("n", "p", "c", "d"))
     size = jnp.dtype(DTYPE[self.fmt]).itemsize
-    # Rows of either level once; for gradients those of a third array, too.
-    elements = n * self.c + p * self.d
-    if operation.endswith("gradients"):
-      elements += p * self.c if "transposed" in operation else n * self.c
-    moved = size * elements + 4 * 8 * p
+    children, parents, weight = 4 * 8 * p, 4 * 2 * n, 8 * c * d * size
+    flop = 2 * n * c * d
+    match operation:
+      case "strided":
+        moved = size * (n * c + p * d) + children + weight
+      case "transposed":
+        moved = size * (p * c + n * d) + parents + weight
+      case "strided gradients":
+        flop *= 2
+        moved = size * (2 * n * c + p * d) + children + parents + 3 * weight
+      case "transposed gradients":
+        flop *= 2
+        moved = size * (2 * p * c + n * d) + children + 3 * weight
+      case "mean of children":
+        flop, moved = n * c, size * (n + p) * c + children
     return shares(flop, moved, self.fmt, ms, rates)
 
   def jobs(self) -> dict[tuple, Job]:
     return {
       (operation, implementation, ""): Job(
-        function, (self.level, *self.operands)
+        function,
+        (self.level, *self.operands),
+        adding(*_SMALL[operation]) if operation in _SMALL else None,
+        self.where["n"] * max(self.c, self.d),
       )
       for implementation in ("xla", "pallas")
       for operation, function in self.functions(implementation).items()
@@ -237,10 +261,6 @@ class Segments:
       for kind in ("mean", "max")
     }
 
-  def sample(self, operation, out):
-    del operation
-    return out
-
   def shares(self, operation: str, ms: float, rates: dict) -> dict:
     del operation
     size = jnp.dtype(DTYPE[self.fmt]).itemsize
@@ -256,7 +276,10 @@ class Segments:
     }
     return {
       ("segment " + kind, by, ""): Job(
-        self.function(kind, implementation, **options), self.operands
+        self.function(kind, implementation, **options),
+        self.operands,
+        adding(1),
+        self.m * self.c,
       )
       for kind in ("mean", "max")
       for by, (implementation, options) in ways.items()
@@ -295,15 +318,9 @@ def links(session: Session, spec: strided_specs.Spec) -> None:
   """The strided pair, its gradients, and the mean over children."""
   case = LinkedLevels(linked_level(spec.m), spec.c, spec.d, FORMAT[spec.dtype])
   measure(session, "parts", case, case.jobs())
-  run, x = jax.jit(pool.mean_pool), case.operands[0]
-  ms = milliseconds(lambda: run(x, case.level))
-  session.add(
-    "parts", op="mean of children", **case.where, format=case.fmt, by="xla",
-    tile="", ms=round(ms, 4),
-  )  # fmt: skip
 
 
 def segments(session: Session, spec: segment_specs.Spec) -> None:
   """Means and maxima of sorted segments."""
-  case = Segments(spec.m, spec.s, spec.c, FORMAT[spec.dtype])
+  case = Segments(spec.m, spec.s, spec.c, spec.dtype)
   measure(session, "parts", case, case.jobs())

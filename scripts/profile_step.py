@@ -39,7 +39,6 @@ from wsegpc_jax import (
 from wsegpc_jax.data import pipeline
 from wsegpc_jax.methods import common
 from wsegpc_jax.models import remat
-from wsegpc_jax.sparse.plan import build_plan
 from wsegpc_jax.types import DataError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "As for training.")
@@ -164,6 +163,11 @@ def _one_device(function):
   )
 
 
+def _plan(method, view):
+  net = getattr(method.model, "net_3d", method.model)
+  return common.build_plan(view, net)
+
+
 def branches(method, batch) -> dict:
   """Networks of a method: {name: (method of its model, arguments)}.
 
@@ -172,7 +176,7 @@ def branches(method, batch) -> dict:
     batch: of one device, without the axis of devices.
   """
   view = batch.student
-  plan = build_plan(view.coords, view.count, view.capacities)
+  plan = _plan(method, view)
   if batch.images is None:
     return {"3D": ("__call__", (view.features, plan))}
   return {
@@ -256,7 +260,7 @@ def step_parts(setup: Setup, state, batch, *, repeats: int) -> dict[str, float]:
     times[name] = _median_ms(lambda: program(*args), repeats)
 
   def plan_of(view):
-    return build_plan(view.coords, view.count, view.capacities)
+    return _plan(method, view)
 
   measure("plan, student", plan_of, batch.student)
   student = {"params": state.params, "batch_stats": state.batch_stats}

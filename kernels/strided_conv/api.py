@@ -69,7 +69,7 @@ def transposed_conv(
 
   Args:
     x: coarse rows.
-    parent: row of x of each fine row; p and more are none.
+    parent: row of x of each fine row; p and more are none, as are negative ones.
     octant: which of the K matrices, 0 .. K - 1.
     weight: one matrix an octant.
     implementation: as for `strided_conv`.

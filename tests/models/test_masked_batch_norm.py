@@ -261,11 +261,18 @@ def test_images_with_a_mask_of_the_batch_equal_rows():
   mask = np.array([True, False, True, True])
   variables = random_variables()
 
+  weight = rng.normal(size=x.shape).astype(np.float32)
+
   @jax.jit
   def run(x, mask):
-    return MaskedBatchNorm().apply(
-      variables, x, mask, train=True, mutable=["batch_stats"]
-    )
+    def loss(x):
+      out = MaskedBatchNorm().apply(
+        variables, x, mask, train=True, mutable=["batch_stats"]
+      )
+      return loss_of(out[0], weight.reshape(x.shape)), out
+
+    gradient, out = jax.grad(loss, has_aux=True)(x)
+    return *out, gradient
 
   want = run(x.reshape(-1, CHANNELS), np.repeat(mask, 15))
   for axes in 1, 2, 3:
@@ -273,9 +280,10 @@ def test_images_with_a_mask_of_the_batch_equal_rows():
     got = run(
       x, np.broadcast_to(mask.reshape((4,) + (1,) * (axes - 1)), leading)
     )
-    np.testing.assert_allclose(
-      got[0].reshape(-1, CHANNELS), want[0], rtol=1e-5, atol=1e-6
-    )
+    for i in 0, 2:
+      np.testing.assert_allclose(
+        got[i].reshape(-1, CHANNELS), want[i], rtol=1e-5, atol=1e-6
+      )
     for name in "mean", "var":
       np.testing.assert_allclose(
         got[1]["batch_stats"][name], want[1]["batch_stats"][name], rtol=1e-5
@@ -332,6 +340,47 @@ def test_bfloat16_rows_have_float32_statistics():
     variables, x, jnp.ones(1000, bool), train=False
   )
   assert wide.dtype == jnp.float32
+
+
+def test_bfloat16_rows_have_gradients_from_float32():
+  # Values that bfloat16 holds exactly, so that only the sums can go wrong.
+  rng = np.random.default_rng(8)
+  x = jnp.asarray(rng.normal(100, 1, (1000, CHANNELS)), jnp.bfloat16)
+  weight = jnp.asarray(rng.normal(1, 1, x.shape), jnp.bfloat16)
+  variables = random_variables()
+
+  def loss(params, x):
+    y, _ = MaskedBatchNorm().apply(
+      {**variables, "params": params},
+      x,
+      jnp.ones(1000, bool),
+      train=True,
+      mutable=["batch_stats"],
+    )
+    return jnp.sum(y.astype(jnp.float32) * weight.astype(jnp.float32))
+
+  of_params, of_x = jax.grad(loss, (0, 1))(variables["params"], x)
+  assert of_x.dtype == jnp.bfloat16 and of_params["scale"].dtype == jnp.float32
+
+  with jax.enable_x64(True):
+
+    def plain(params, x):
+      normal = (x - x.mean(0)) / jnp.sqrt(x.var(0) + EPSILON)
+      y = normal * params["scale"] + params["bias"]
+      return jnp.sum(y * np.asarray(weight, np.float64))
+
+    want_params, want_x = jax.device_get(
+      jax.grad(plain, (0, 1))(
+        jax.tree.map(np.float64, variables["params"]), np.asarray(x, np.float64)
+      )
+    )
+  for name in "scale", "bias":
+    # A mean of 100 is good to 1e-5 in float32, and 1000 rows are added up.
+    np.testing.assert_allclose(
+      of_params[name], want_params[name], rtol=1e-4, atol=2e-2
+    )
+  error = np.asarray(of_x, np.float64) - want_x
+  assert np.abs(error).max() < 4e-3 * np.abs(want_x).max()
 
 
 def test_gradient_equals_finite_differences():

@@ -25,16 +25,20 @@ SMALL = ["--rows", "300", "--table-rows", "300", "--channels", "16",
          "--train-voxels", "60"]  # fmt: skip
 
 
+CALLS_FOR = measuring.calls_for
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
   monkeypatch.setattr(tile_table, "_measured", {})
   monkeypatch.setattr(parts.strided_specs, "GPU", parts.strided_specs.GPU[3:4])
   monkeypatch.setattr(parts.segment_specs, "GPU", parts.segment_specs.GPU[:1])
   # One run, not hundreds: nothing is told from the times.
-  monkeypatch.setattr(cases.Case, "repeats", 2)
-  monkeypatch.setattr(
-    measuring, "milliseconds", lambda run: len(jax.tree.leaves(run()))
-  )
+  monkeypatch.setattr(measuring, "calls_for", lambda _: 2)
+  for module in (measuring, parts, training):
+    monkeypatch.setattr(
+      module, "milliseconds", lambda run, *_: len(jax.tree.leaves(run()))
+    )
   entry = ((1, 0, 0, 0, 0, 0, 0, 1), *minkunet.ARCHITECTURES["14A"][1:])
   monkeypatch.setitem(minkunet.ARCHITECTURES, "ends", entry)
 
@@ -66,6 +70,7 @@ def test_every_kernel_is_right_and_named(tmp_path, capsys):
       for by in ("xla", "pallas", "pallas, longest known")),
   }  # fmt: skip
   assert {"arithmetic", "memory"} <= set(by_section(results, "table")[0])
+  assert ("mean of children", "xla") in measured
   tiles = tile_table.parse((tmp_path / "tiles.json").read_text(), "tiles.json")
   assert set(tiles) == {(op, "tf32", 16, 16) for op in cases.OPERATIONS}
   shown = capsys.readouterr().out.splitlines()
@@ -104,6 +109,35 @@ def test_a_wrong_result_is_not_timed(tmp_path, monkeypatch):
   assert all(row["error"] == pytest.approx(0.01, rel=0.1) for row in wrong)
   times = by_section(results, "table")
   assert ("forward", "pallas") not in {(r["op"], r["by"]) for r in times}
+
+
+def test_many_calls_in_one_program():
+  calls = []
+
+  def function(x, weight):
+    jax.debug.callback(lambda w: calls.append(float(w)), weight[0, 0])
+    return x @ weight, weight.sum()
+
+  x, weight = jnp.ones((4, 3)), jnp.arange(1.0, 7).reshape(3, 2)
+  expected = function(x, weight)
+  calls.clear()
+  run = measuring.repeated(function, 5, measuring.adding(1))
+  # Every call gets the same arguments, so the last result is that of one.
+  jax.tree.map(np.testing.assert_array_equal, jax.jit(run)(x, weight), expected)
+  jax.effects_barrier()
+  assert calls == [1.0] * 5
+  assert [CALLS_FOR(n) for n in (10, 10**7, 10**8)] == [100, 60, 1]
+
+
+def test_jobs_without_time_are_named(tmp_path, monkeypatch, capsys):
+  session = measuring.Session(tmp_path, 1e9, 1)
+  case = cases.case_of(300, 16, "tf32")
+  answers = iter([True] * 4)  # what is expected, two compiled, one timed
+  monkeypatch.setattr(session, "has_time", lambda: next(answers, False))
+  jobs = {("forward", "xla", size): case.whole("forward", size)
+          for size in (128, 256)}  # fmt: skip
+  assert len(measuring.measure(session, "table", case, jobs)) == 1
+  assert "no time for forward 300 16 tf32 xla 256" in capsys.readouterr().out
 
 
 def test_nothing_begins_without_time(tmp_path, capsys):

@@ -70,6 +70,7 @@ def test_bad_shapes_and_types():
     build_plan(GOOD, count=6)
   with pytest.raises(ValueError, match="'cuda' is unknown"):
     build_plan(GOOD, implementation="cuda")
+  build_plan(GOOD, implementation="pairs")  # a name of `submanifold_conv`
 
 
 def test_under_jit_types_are_known():

@@ -139,7 +139,7 @@ def _normalize(
   epsilon: float,
   dtype: Any,
   x: Float[Array, "*n c"],
-  valid: Bool[Array, "*n 1"],
+  valid: Bool[Array, "..."],
   scale: Float[Array, " c"],
   bias: Float[Array, " c"],
 ) -> tuple[Float[Array, "*n c"], Array, Array, Array]:
@@ -152,7 +152,8 @@ def _normalize(
       dbias = sum g,   dscale = sum g x',
       dx = scale / sqrt(variance + epsilon) (g - (dbias + x' dscale) / N)
 
-  with the sums of all devices in dx, and of the own rows in the others.
+  with the sums of all devices in dx, and of the own rows in the others. Under
+  `shard_map` that needs check_vma=False, as in `parallel`.
   """
   return _forward(axis_name, epsilon, dtype, x, valid, scale, bias)[0]
 

@@ -242,6 +242,8 @@ def build_plan(
         f"count must be in 0..{len(coords)}, the rows of coords, got {number}"
       )
     checks.check_voxels(np.asarray(coords)[:number], is_sorted=is_sorted)
+  if implementation == "pairs":  # of `submanifold_conv`, no kernel's name
+    pairs, implementation = pairs is None or pairs, None
   chosen = gather_conv.choose_implementation(implementation)
   if pairs is None:
     pairs = jax.default_backend() == "cpu"

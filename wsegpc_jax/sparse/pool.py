@@ -139,7 +139,7 @@ def segment_mean(
     order = jnp.argsort(segment)
     segment = jnp.asarray(segment)[order]
     mean = segment_reduce(
-      x.at[order].get(unique_indices=True),
+      jnp.asarray(x).at[order].get(unique_indices=True),
       segment,
       num_segments=num_segments,
       kind="mean",
