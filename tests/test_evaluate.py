@@ -10,7 +10,7 @@ import pytest
 
 from wsegpc_jax import defaults, evaluate, experiment, inputs
 from wsegpc_jax.data import batching, box_rooms, parts, test_time
-from wsegpc_jax.methods.segmentation import _plan
+from wsegpc_jax.methods import common
 from wsegpc_jax.metrics import scene_matrices, segmentation
 from wsegpc_jax.predictor import Predictor, ScenePrediction, receptive_field
 from wsegpc_jax.sparse.voxelize import voxelize
@@ -81,7 +81,7 @@ class Network:
       _, new = model.apply(
         variables,
         self.batch.student.features,
-        _plan(self.batch),
+        common.build_plan(self.batch.student),
         train=True,
         mutable=["batch_stats"],
       )

@@ -89,12 +89,13 @@ def test_a_run_of_four_devices_goes_on_with_one(unbroken, tmp_path):
   for name, value in expected.items():
     # Four devices add up in another order than one does. The momentum, a sum of
     # gradients, is compared as well: the learning rate plays no part in it. But
-    # now and then rounding turns the sign of an activation, and with it single
-    # entries of a gradient, so it is compared as a whole, and biases, which
-    # began at zero and hold nothing else, with it.
+    # now and then rounding turns the sign of an activation or a pseudo-label,
+    # which moves the gradients of a network by a tenth, so it is compared as a
+    # whole, and biases, which began at zero and hold nothing else, with it. The
+    # share of a device that is lost, or counted twice, is a quarter.
     away = np.abs(np.float64(actual[name]) - value)
     if name.startswith("opt_state") or name.endswith("/bias"):
-      worst, limit = np.linalg.norm(away) / np.linalg.norm(value), 0.1
+      worst, limit = np.linalg.norm(away) / np.linalg.norm(value), 0.2
     else:
       worst, limit = away.max() / max(np.abs(value).max(), 1e-3), 2e-3
     assert worst < limit, f"{name}: {worst}"
