@@ -177,7 +177,10 @@ def _backward(axis_name, epsilon, dtype, saved, cotangents):
   own = jnp.stack([jnp.sum(g, axes), jnp.sum(g * normal, axes)])
   of_bias, of_scale = _sum(own, axis_name) / jnp.maximum(count, 1)
   factor = inverse * scale.astype(normal.dtype)
-  dx = jnp.where(valid, (g - of_bias - normal * of_scale) * factor, 0)
+  dx = (g - of_bias - normal * of_scale) * factor
+  # Of a single row it is zero. It has no variance, and without this the factor
+  # would make much of rounding.
+  dx = jnp.where(valid & (count > 1), dx, 0)
   of_valid = np.zeros(valid.shape, jax.dtypes.float0)
   of_bias, of_scale = own.astype(scale.dtype)
   return dx.astype(x.dtype), of_valid, of_scale, of_bias
