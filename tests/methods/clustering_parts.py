@@ -122,7 +122,9 @@ def step_of(method):
   return parallel.data_parallel(method.train_step, runner="vmap")
 
 
-def run_steps(method, batch, number, state=None, dtype=None):
+def run_steps(
+  method, batch, number, state=None, dtype=None, compiler_options=None
+):
   """States and metrics after each of some steps, all devices by vmap.
 
   Args:
@@ -131,6 +133,7 @@ def run_steps(method, batch, number, state=None, dtype=None):
     number: of steps.
     state: to start from; fresh by default.
     dtype: of all floats.
+    compiler_options: XLA's, other than the usual ones.
   """
   state = state or method.init(0, jax.tree.map(lambda a: a[0], batch))
   if dtype is not None:
@@ -139,6 +142,8 @@ def run_steps(method, batch, number, state=None, dtype=None):
       jax.device_get(state),
     )
   step = step_of(method)
+  if compiler_options is not None:
+    step = step.lower(state, batch).compile(compiler_options)
   history = []
   for _ in range(number):
     before = jax.tree.map(np.copy, state)
