@@ -4,8 +4,8 @@ Forward and backward are gathers and matrix products; nothing is scattered.
 Rows of padding give zero, and their cotangents are ignored by construction:
 no table points to them. Weight layout and tap order: `wsegpc_jax.sparse.plan`.
 
-Numbers: sums have an order that the plan fixes, so the same program gives the
-same bits in every run on a given machine; but not "reference" on a GPU, which
+Numbers: sums have an order that the plan fixes, so a compiled program gives the
+same bits whenever it runs on a given machine; but not "reference" on a GPU, which
 scatters. Another bucket, tile or number of threads may sum in another order and
 so change rounding, no more. Where products are exact, on a CPU or under
 `jax.default_matmul_precision("highest")`, float32 outputs and gradients are
